@@ -1,0 +1,201 @@
+"""Which restore point is meant: a parsed specification against the points there are.
+
+Behind points (what was written), before plan (how to get it). Everything is passed in: the points of *one* volume,
+now, the instant up to which the log is known to be complete, and the lineage that tells branches apart.
+
+    wanted       answer                                                refused
+    ByNumber     that transaction on the current lineage (or timeline)    PointNotFoundError
+    ByLabel      the one point that has it                                PointNotFoundError, AmbiguousPointError
+    ByTime/Age   the latest at or before it, on the current lineage       BeyondCompleteError, PointNotFoundError
+    Latest       the newest of the current lineage                        PointNotFoundError
+
+Invariants
+  V1  A time later than *complete to* is refused with the newest time there is, unless the gap is accepted: an answer
+      that is silently older than what was asked for is a lost write nobody hears of.
+  V2  Points of a branch that was left by a promote are found only by timeline and number (`@2:1041`).
+  V3  Of two points that one number names (two histories) neither is chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, tzinfo
+from uuid import UUID
+
+from replicator.errors import ConflictError, NotFoundError
+from replicator.history.lineage import Lineage
+from replicator.history.points import (
+    ByLabel,
+    ByNumber,
+    ByTime,
+    Latest,
+    PointSpecification,
+    RestorePoint,
+    format_instant,
+    merged,
+)
+
+_NAMED_LIMIT = 8
+"""How many names or points a refusal lists: enough to see a typing error, short enough to be read."""
+
+
+class PointNotFoundError(NotFoundError):
+    """No such point; `points` are those there are."""
+
+    def __init__(self, message: str, points: Sequence[RestorePoint], *, mend: str | None = None) -> None:
+        super().__init__(message, mend=mend)
+        self.points = tuple(points)
+
+
+class BeyondCompleteError(NotFoundError):
+    """A time beyond what the log is known to hold; `newest` is the latest that can be had."""
+
+    def __init__(self, message: str, complete_to_ns: int, newest: RestorePoint) -> None:
+        super().__init__(message, mend="ask for the time named here, or take --accept-gap for the newest point")
+        self.complete_to_ns = complete_to_ns
+        self.newest = newest
+
+
+class AmbiguousPointError(ConflictError):
+    """More than one point answers; `candidates` are they."""
+
+    def __init__(self, message: str, candidates: Sequence[RestorePoint]) -> None:
+        super().__init__(message, mend="name the one you mean by its number, or by TIMELINE:N")
+        self.candidates = tuple(candidates)
+
+
+class AmbiguousVolumeError(ConflictError):
+    """Two hosts use one name; `volumes` are both."""
+
+    def __init__(self, name: str, volumes: Sequence[NamedVolume]) -> None:
+        listed = "; ".join(f"{each.uuid}{f' ({each.host})' if each.host else ''}" for each in volumes)
+        super().__init__(f"{name!r} is the name of {len(volumes)} volumes: {listed}", mend="write the UUID of one")
+        self.volumes = tuple(volumes)
+
+
+@dataclass(frozen=True, slots=True)
+class NamedVolume:
+    """A volume as a log or a pool lists it; `host` tells two of one name apart, where it is known."""
+
+    uuid: UUID
+    name: str
+    host: str = ""
+
+
+def resolve_volume(wanted: str, volumes: Iterable[NamedVolume]) -> NamedVolume:
+    """The volume whose name or UUID is `wanted`."""
+    known = list(volumes)
+    found = [each for each in known if wanted == each.name] or [each for each in known if _same_uuid(wanted, each)]
+    if len(found) > 1:
+        raise AmbiguousVolumeError(wanted, found)
+    if not found:
+        raise NotFoundError(f"there is no volume {wanted!r}; there {_listed([each.name for each in known])}")
+    return found[0]
+
+
+def resolve(
+    specification: PointSpecification,
+    points: Iterable[RestorePoint],
+    *,
+    now_ns: int,
+    complete_to_ns: int | None,
+    lineage: Lineage | None = None,
+    accept_gap: bool = False,
+    zone: tzinfo = UTC,
+) -> RestorePoint:
+    """The point of one volume that `specification` means; `complete_to_ns` None where no beacon was ever seen."""
+    everything = merged(points)
+    wanted = specification.wanted
+    if isinstance(wanted, ByNumber) and wanted.timeline is not None:
+        on_timeline = [each for each in everything if (each.timeline, each.number) == (wanted.timeline, wanted.number)]
+        return _only(specification, on_timeline, everything, zone)
+    known = _of_current_lineage(everything, lineage)
+    if isinstance(wanted, ByNumber):
+        return _only(specification, [each for each in known if each.number == wanted.number], known, zone)
+    if isinstance(wanted, ByLabel):
+        return _only(specification, [each for each in known if wanted.label in each.labels], known, zone)
+    if not known:
+        raise PointNotFoundError(f"{specification.volume!r} has no restore points yet", everything)
+    newest = max(known, key=_order)
+    if isinstance(wanted, Latest):
+        return newest
+    instant_ns = wanted.timestamp_ns if isinstance(wanted, ByTime) else now_ns - wanted.age_ns
+    return _at_or_before(specification, instant_ns, known, newest, complete_to_ns, accept_gap, zone)
+
+
+def _at_or_before(
+    specification: PointSpecification,
+    instant_ns: int,
+    known: list[RestorePoint],
+    newest: RestorePoint,
+    complete_to_ns: int | None,
+    accept_gap: bool,
+    zone: tzinfo,
+) -> RestorePoint:
+    reached_ns = max(newest.timestamp_ns, complete_to_ns or 0)
+    if instant_ns > reached_ns and not accept_gap:
+        raise BeyondCompleteError(
+            f"@{specification.text} is later than what is known to be complete: {format_instant(reached_ns, zone)};"
+            f" the newest point is {newest.describe(zone)}",
+            reached_ns,
+            newest,
+        )
+    before = [each for each in known if each.timestamp_ns <= instant_ns]
+    if not before:
+        oldest = min(known, key=_order)
+        raise PointNotFoundError(
+            f"there is no point at or before @{specification.text}; the oldest is {oldest.describe(zone)}", known
+        )
+    return max(before, key=_order)
+
+
+def _of_current_lineage(points: list[RestorePoint], lineage: Lineage | None) -> list[RestorePoint]:
+    """The points that the newest timeline goes back through (V2)."""
+    if lineage is None:
+        current = max((each.timeline for each in points), default=1)
+        return [each for each in points if each.timeline == current]
+    return [each for each in points if lineage.holds(each.timeline, each.number)]
+
+
+def _only(
+    specification: PointSpecification, found: list[RestorePoint], known: list[RestorePoint], zone: tzinfo
+) -> RestorePoint:
+    if len(found) == 1:
+        return found[0]
+    if found:
+        listed = "; ".join(each.describe(zone) for each in found[:_NAMED_LIMIT])
+        raise AmbiguousPointError(f"@{specification.text} names {len(found)} points: {listed}", found)
+    raise PointNotFoundError(
+        f"{specification.volume!r} has no point @{specification.text}; {_there_are(known, zone)}",
+        known,
+        mend=f"replicator points list shows the points of {specification.volume}",
+    )
+
+
+def _there_are(known: list[RestorePoint], zone: tzinfo) -> str:
+    if not known:
+        return "it has none yet"
+    labels = sorted({label for each in known for label in each.labels})
+    named = (
+        f", labelled {', '.join(labels[:_NAMED_LIMIT])}{' …' if len(labels) > _NAMED_LIMIT else ''}" if labels else ""
+    )
+    oldest, newest = min(known, key=_order), max(known, key=_order)
+    return f"there are {len(known)}, from {oldest.describe(zone)} to {newest.describe(zone)}{named}"
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(sorted(names)[:_NAMED_LIMIT])
+    return f"are {shown}{' …' if len(names) > _NAMED_LIMIT else ''}" if names else "are none"
+
+
+def _order(point: RestorePoint) -> tuple[int, int]:
+    """Along one lineage numbers only go up, whatever clocks do: the log's order decides."""
+    return (point.number, point.timeline)
+
+
+def _same_uuid(text: str, volume: NamedVolume) -> bool:
+    try:
+        return UUID(text) == volume.uuid
+    except ValueError:
+        return False

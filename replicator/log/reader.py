@@ -1,0 +1,98 @@
+"""Reads and follows the segments of a stream, and single chunks out of one.
+
+    next name there    load it, check every byte, make sure that it is durable, hand its events out
+    not there          trimmed, a gap, or nothing new yet (stream.check_end)
+
+Invariants
+  R1  No event is handed out before all of its segment was checked (M1), nor before its name is durable: the log's
+      host can't lose by a power cut what a reader built upon (D3, T4).
+  R2  One segment is in memory at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from replicator._buffer import Buffer
+from replicator.events.codec import Event
+from replicator.events.frames import Decompressor
+from replicator.events.state import StreamState
+from replicator.log.index import ChunkPlace, SegmentIndex
+from replicator.log.interface import Waiter
+from replicator.log.segment import Segment
+from replicator.log.stream import SegmentStream
+
+POLL_S = 0.05  # how long a new segment may lie unseen; a poll costs one stat
+
+
+class SegmentReader:
+    """A StreamReader over segments."""
+
+    def __init__(self, stream: SegmentStream) -> None:
+        self._stream = stream
+        self._decompressor = Decompressor()
+
+    def tail(self) -> StreamState:
+        """The state at the stream's end."""
+        return self._stream.tail()
+
+    def start(self) -> StreamState:
+        """The state before the first event that is kept."""
+        return self._stream.start()
+
+    def read(self, sequence: int) -> Iterator[Event]:
+        """The events from `sequence` on that stand now."""
+        assert sequence >= 1, "events are counted from 1"
+        begin = self._stream.locate(sequence)
+        while True:
+            segment = self._load_durable(begin)
+            if segment is not None:
+                yield from segment.events_from(sequence)
+                begin = segment.footer.last + 1
+            elif not self._stream.check_end(begin):
+                return
+
+    def _load_durable(self, first: int) -> Segment | None:
+        """R1."""
+        segment = self._stream.load(first)
+        if segment is not None and self._stream.store.size(self._stream.name_of(segment.footer.last + 1)) is None:
+            self._stream.store.settle(self._stream.name_of(first))
+        return segment
+
+    def follow(self, sequence: int, waiter: Waiter, timeout_s: float) -> Iterator[Event]:
+        """The events from `sequence` on, and those that come."""
+        while True:
+            for event in self.read(sequence):
+                yield event
+                sequence = event.header.sequence + 1
+            if not self._await(sequence, waiter, timeout_s):
+                self._stream.check_end(sequence)
+                return
+
+    def _await(self, sequence: int, waiter: Waiter, timeout_s: float) -> bool:
+        """Whether the segment at `sequence` came in time."""
+        deadline = waiter.monotonic() + timeout_s
+        name = self._stream.name_of(sequence)
+        while self._stream.store.size(name) is None:
+            left_s = deadline - waiter.monotonic()
+            if left_s <= 0 or waiter.wait(min(POLL_S, left_s)):
+                return False
+        return True
+
+    def index_at(self, sequence: int) -> tuple[int, SegmentIndex] | None:
+        """(first event, index) of the segment that holds `sequence`, by ranged reads; None if none does."""
+        first = self._stream.holder_of(sequence)
+        footer = self._stream.footer(first) if first is not None else None
+        if first is None or footer is None or footer.last < sequence:
+            return None
+        return first, footer.index
+
+    def pages_at(self, first: int, place: ChunkPlace) -> Buffer:
+        """The pages of one chunk out of the segment that begins with `first`, by one ranged read."""
+        name, key = self._stream.name_of(first), self._stream.key_of(first)
+        stored = self._stream.store.get_range(name, place.offset_bytes, place.stored_bytes)
+        if stored is None or len(stored) != place.stored_bytes:
+            found = "nothing" if stored is None else f"{len(stored)} bytes"
+            raise key.wrong(f"{place.stored_bytes} bytes at {place.offset_bytes}", found, first + place.event)
+        pages = self._decompressor.expand_checked(place.codec, place.raw_bytes, stored, place.crc32c)
+        return pages[place.begin_byte : place.end_byte]

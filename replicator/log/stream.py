@@ -1,0 +1,179 @@
+"""Where a stream's segments are: the tail, the segment that holds an event, and whether one is missing.
+
+The tail is found by descending: the highest folder, the highest name in it. So a million names cost two listings, of
+folders and of at most 4,096 names.
+
+Invariants
+  D1  A missing name that is at or above `start`, with a later name or a beacon beyond it, is a gap: LogGapError, never
+      idleness. A writer goes on at the tail, never in a gap. The beacon of an epoch before the tail's says nothing.
+  D2  What is below `start` is trimmed: TrimmedError.
+  D3  A segment that has a successor is durable (a segment is put only when its predecessor is known to stand).
+"""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from replicator.errors import FormatError
+from replicator.events.beacon import decode_beacon
+from replicator.events.record import RECORD_BYTES_MAX
+from replicator.events.state import StreamState, decode_state
+from replicator.log import names
+from replicator.log.errors import LogGapError, LostEndError, TrimmedError
+from replicator.log.objects import ObjectStore
+from replicator.log.segment import (
+    SEGMENT_BYTES_MAX,
+    TRAILER_BYTES,
+    Footer,
+    Segment,
+    SegmentKey,
+    decode_footer,
+    decode_trailer,
+    open_segment,
+)
+
+
+class SegmentStream:
+    """The segments of one timeline of one volume, as they stand in a store."""
+
+    def __init__(self, store: ObjectStore, volume: UUID, timeline: int) -> None:
+        self.store = store
+        self.volume = volume
+        self.timeline = timeline
+
+    def name_of(self, sequence: int) -> str:
+        """The object of the segment that begins with `sequence`."""
+        return names.segment_name(self.volume, self.timeline, sequence)
+
+    def key_of(self, sequence: int) -> SegmentKey:
+        """How errors name it."""
+        path = f"{self.store.name}/{self.name_of(sequence)}"
+        return SegmentKey(path, self.volume, self.timeline, sequence)
+
+    def start(self) -> StreamState:
+        """The state before the first event that is kept."""
+        name = names.start_name(self.volume, self.timeline)
+        data = self.store.get(name, RECORD_BYTES_MAX)
+        if data is None:
+            return StreamState.start(self.volume, self.timeline)
+        return decode_state(data, f"{self.store.name}/{name}")
+
+    def folders(self) -> list[int]:
+        """The folders that there are, ascending; the last may be empty."""
+        return names.folders_in(self.store.children(names.timeline_prefix(self.volume, self.timeline)))
+
+    def firsts_in(self, folder: int) -> list[int]:
+        """The first sequence numbers of the folder's segments, ascending."""
+        return names.sequences_in(self.store.children(names.folder_name(self.volume, self.timeline, folder)), folder)
+
+    def last_first(self) -> int | None:
+        """The first sequence number of the last segment."""
+        for folder in reversed(self.folders()):
+            firsts = self.firsts_in(folder)
+            if firsts:
+                return firsts[-1]
+        return None
+
+    def holder_of(self, sequence: int) -> int | None:
+        """The first number of the segment that holds `sequence`, if any does by its name; its end isn't looked at."""
+        if self.store.size(self.name_of(sequence)) is not None:
+            return sequence
+        below = [first for first in self.firsts_in(names.folder_of(sequence)) if first <= sequence]
+        return below[-1] if below else None
+
+    def load(self, first: int) -> Segment | None:
+        """The segment that begins with `first`, every byte checked; None if it isn't there."""
+        key = self.key_of(first)
+        size = self.store.size(self.name_of(first))
+        if size is not None and size > SEGMENT_BYTES_MAX:
+            raise key.wrong(f"at most {SEGMENT_BYTES_MAX} bytes", f"{size} bytes")
+        data = self.store.get(self.name_of(first), SEGMENT_BYTES_MAX)
+        return None if data is None else open_segment(data, key)
+
+    def footer(self, first: int) -> Footer | None:
+        """The footer alone of the segment that begins with `first`, by ranged reads."""
+        name, key = self.name_of(first), self.key_of(first)
+        size = self.store.size(name)
+        if size is None:
+            return None
+        tail = self.store.get_range(name, max(0, size - TRAILER_BYTES), TRAILER_BYTES)
+        trailer = decode_trailer(tail or b"", key, size)
+        data = self.store.get_range(name, trailer.footer_offset, trailer.footer_bytes)
+        return decode_footer(data or b"", key, trailer)
+
+    def state_before(self, first: int) -> StreamState:
+        """The state before the segment that begins with `first`; LogGapError if its predecessor isn't there."""
+        below = [other for other in self.firsts_in(names.folder_of(first - 1)) if other < first]
+        footer = self.footer(below[-1]) if below else None
+        if footer is None or footer.last != first - 1:
+            missing = footer.last + 1 if footer else first - 1
+            raise LogGapError(self.volume, self.timeline, missing, self.name_of(missing), f"segment {first}")
+        return footer.state
+
+    def check_end(self, sequence: int) -> bool:
+        """Called where the segment at `sequence` isn't there: True if it came meanwhile, False if it is yet to come.
+
+        Raises TrimmedError (D2) or LogGapError (D1).
+        """
+        start = self.start()
+        if sequence <= start.sequence:
+            raise TrimmedError(self.volume, self.timeline, sequence, start.sequence)
+        evidence = self._evidence_beyond(sequence)
+        if self.store.size(self.name_of(sequence)) is not None:
+            return True
+        if evidence:
+            name = self.name_of(sequence)
+            raise LogGapError(self.volume, self.timeline, sequence, f"{self.store.name}/{name}", evidence)
+        return False
+
+    def _evidence_beyond(self, sequence: int) -> str:
+        """What shows that an event at or beyond `sequence` stood in the log; empty if nothing does."""
+        last = self.last_first()
+        if last is not None and last > sequence:
+            return f"segment {self.name_of(last)}"
+        name = names.beacon_name(self.volume)
+        data = self.store.get(name, RECORD_BYTES_MAX)
+        try:
+            beacon = decode_beacon(data, name) if data else None
+        except FormatError:  # a beacon says nothing unless it matches: it must not stop a reader
+            return ""
+        ahead = beacon is not None and beacon.timeline == self.timeline and beacon.sequence >= sequence
+        if beacon and ahead and beacon.epoch >= self.tail().epoch:
+            return f"a beacon at event {beacon.sequence}"
+        return ""
+
+    def tail(self) -> StreamState:
+        """The state at the stream's end, from the last footer alone."""
+        last = self.last_first()
+        footer = self.footer(last) if last is not None else None
+        return footer.state if footer else self.start()
+
+    def checked_tail(self) -> StreamState:
+        """As `tail`, with the last segment read whole and made durable (D3).
+
+        Whether the log lost its end is for the publisher to find, who knows what it published.
+        """
+        last = self.last_first()
+        segment = self.load(last) if last is not None else None
+        if segment is None:
+            return self.start()
+        self.store.settle(self.name_of(segment.key.first))
+        return segment.footer.state
+
+    def locate(self, sequence: int) -> int:
+        """The first number of the segment that holds `sequence`; `sequence` itself if it is the next to come.
+
+        Raises TrimmedError (D2), LogGapError (D1), or LostEndError if the stream ends before.
+        """
+        start = self.start()
+        if sequence <= start.sequence:
+            raise TrimmedError(self.volume, self.timeline, sequence, start.sequence)
+        first = self.holder_of(sequence)
+        footer = self.footer(first) if first is not None else None
+        if first is not None and footer is not None and footer.last >= sequence:
+            return first
+        if not self.check_end(sequence):
+            end = self.tail().sequence
+            if sequence > end + 1:
+                raise LostEndError(self.volume, self.timeline, sequence, end)
+        return sequence

@@ -1,0 +1,65 @@
+"""Reference counts on disk: the bitmap block's two-bit entries, and the metadata map's index block.
+
+Written and read by pdata/spacemap. Two kinds of block, little-endian:
+
+    bitmap block            u32 csum, u32 unused, u64 blocknr, then 4,080 bytes: 16,320 entries of two bits
+                            entry e: byte 16 + e/4, bits 2*(e mod 4) and above
+                            raw 0 -> count 0, raw 1 -> count 2, raw 2 -> count 1, raw 3 -> three or more
+    metadata index block    u32 csum, u32 padding, u64 blocknr, then 255 index entries of 16 bytes:
+                            u64 bitmap block, u32 nr_free, u32 none_free_before
+
+Source: Linux dm-space-map-common.h; the swap of the two bits comes from its find_next_bit order.
+
+Invariants
+  M1  "Three or more" stands in the bitmap iff the block's true count stands in the overflow tree.
+  M2  Entries beyond the end of the device are zero.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from replicator.pdata.block import WORDS_PER_BLOCK, BlockKind, Words, seal_many
+from replicator.pdata.node import INDEX_ENTRY_DTYPE
+
+ENTRIES_PER_BITMAP = 16320
+INDEX_ENTRIES = 255
+OVERFLOW = 3
+LARGEST_METADATA_BLOCKS = INDEX_ENTRIES * ENTRIES_PER_BITMAP
+
+Counts = npt.NDArray[np.uint32]
+IndexEntries = npt.NDArray[np.void]
+
+_SWAP = np.array([0, 2, 1, 3], dtype=np.uint8)
+_BYTES = np.arange(256, dtype=np.uint8)
+_UNPACK = np.stack([_SWAP[(_BYTES >> shift) & 3] for shift in (0, 2, 4, 6)], axis=1)
+
+
+def unpack_bitmap(row: Words) -> Counts:
+    """The 16,320 counts of one bitmap block (512 words); 3 stands for three or more."""
+    return _UNPACK[row.view(np.uint8)[16:]].reshape(-1).astype(np.uint32)
+
+
+def pack_bitmaps(counts: Counts, blocks: Words) -> Words:
+    """Sealed bitmap blocks (n, 512) from `counts` (n, 16,320), standing at `blocks`."""
+    raw = _SWAP[np.minimum(counts, OVERFLOW).astype(np.uint8)].reshape(len(blocks), -1, 4)
+    words = np.zeros((len(blocks), WORDS_PER_BLOCK), dtype=np.uint64)
+    packed = raw[:, :, 0] | (raw[:, :, 1] << 2) | (raw[:, :, 2] << 4) | (raw[:, :, 3] << 6)
+    words.view(np.uint8)[:, 16:] = packed
+    seal_many(words, BlockKind.BITMAP, blocks)
+    return words
+
+
+def unpack_index(row: Words) -> IndexEntries:
+    """The 255 index entries of the metadata space map's index block."""
+    return row.view(np.uint8)[16:].view(INDEX_ENTRY_DTYPE).copy()
+
+
+def pack_index(entries: IndexEntries, block: int) -> Words:
+    """The sealed index block (1, 512) with `entries` (at most 255), standing at `block`."""
+    words = np.zeros((1, WORDS_PER_BLOCK), dtype=np.uint64)
+    raw = np.ascontiguousarray(entries).view(np.uint8).reshape(-1)
+    words.view(np.uint8)[0, 16 : 16 + raw.size] = raw
+    seal_many(words, BlockKind.INDEX, np.array([block], dtype=np.uint64))
+    return words

@@ -1,0 +1,253 @@
+"""Reference counts in memory: one u32 a block, loaded bitmap by bitmap when first asked for.
+
+The running state of a space map between pdata/spacemap (its form on disk) and those who allocate and
+share blocks. The array lies in anonymous memory that the kernel fills page by page, so that counts
+nobody asked for cost nothing; clean sections are given back when more than `cache_sections` are loaded (P5).
+
+Beside each count stand flags of the running transaction:
+
+    TAKEN   handed out and not counted yet, or freed and not yet durable: not to be allocated (P6)
+    FRESH   allocated since the last commit: no committed structure refers to it (metadata only, where nobody
+            but the transaction itself reads such a block, so that it may be used again at once)
+
+Invariants
+  C1  free = blocks with count 0 and not TAKEN; `free_count` is always that number.
+  C2  A count that falls to 0 leaves TAKEN behind until `settle`, unless the block is FRESH.
+  C3  `overflow` holds every block whose entry in the overflow tree may have changed since the last commit.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from replicator.errors import DamageError, NoSpaceError
+from replicator.pdata.bitmap import ENTRIES_PER_BITMAP, OVERFLOW, Counts
+from replicator.pdata.block import Words
+
+TAKEN = np.uint8(1)
+FRESH = np.uint8(2)
+_SECTION = np.uint64(ENTRIES_PER_BITMAP)
+_ONE = np.uint32(1)
+_EMPTY: Words = np.empty(0, dtype=np.uint64)
+
+
+def _anonymous(length_bytes: int) -> mmap.mmap:
+    return mmap.mmap(-1, max(length_bytes, mmap.PAGESIZE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
+class CountArray:
+    """Counts and flags of `nr_blocks` blocks; `load(section)` brings 16,320 counts from disk.
+
+    `what` names the space in messages ("data", "metadata"); `recycle` turns FRESH on.
+    Not thread-safe: the owner of the pool locks.
+    """
+
+    def __init__(
+        self, what: str, nr_blocks: int, nr_allocated: int, load: Callable[[int], Counts], *, recycle: bool
+    ) -> None:
+        self.what = what
+        self._load = load
+        self._mark = TAKEN | FRESH if recycle else TAKEN
+        self.nr_blocks = 0
+        self.nr_allocated = nr_allocated
+        self.held_count = 0
+        self.overflow: list[Words] = []
+        self.freed: list[Words] = []
+        self._counted: list[Words] = []
+        self.section_free = np.zeros(0, dtype=np.int64)
+        self.loaded = np.zeros(0, dtype=bool)
+        self.dirty = np.zeros(0, dtype=bool)
+        self._map, self._flag_map = _anonymous(0), _anonymous(0)
+        self.values: Counts = np.empty(0, dtype=np.uint32)
+        self.flags: npt.NDArray[np.uint8] = np.empty(0, dtype=np.uint8)
+        self._cursor = 0
+        self.grow(nr_blocks)
+
+    @property
+    def free_count(self) -> int:
+        return self.nr_blocks - self.nr_allocated - self.held_count
+
+    @property
+    def sections(self) -> int:
+        return len(self.loaded)
+
+    def grow(self, nr_blocks: int) -> None:
+        """Go on with `nr_blocks` (never fewer); the new ones are free, their sections loaded by the caller's loader."""
+        sections = -(-nr_blocks // ENTRIES_PER_BITMAP)
+        length = sections * ENTRIES_PER_BITMAP
+        values, flags = _anonymous(length * 4), _anonymous(length)
+        new_values = np.frombuffer(values, dtype=np.uint32, count=length)
+        new_flags = np.frombuffer(flags, dtype=np.uint8, count=length)
+        for section in np.flatnonzero(self.loaded).tolist():
+            part = slice(section * ENTRIES_PER_BITMAP, (section + 1) * ENTRIES_PER_BITMAP)
+            new_values[part] = self.values[part]
+        new_flags[: len(self.flags)] = self.flags
+        extra = sections - len(self.loaded)
+        self.loaded = np.concatenate((self.loaded, np.zeros(extra, dtype=bool)))
+        self.dirty = np.concatenate((self.dirty, np.zeros(extra, dtype=bool)))
+        added = np.full(extra, ENTRIES_PER_BITMAP, dtype=np.int64)
+        self.section_free = np.concatenate((self.section_free, added))
+        self.values, self.flags, self._map, self._flag_map = new_values, new_flags, values, flags
+        self.nr_blocks = nr_blocks
+
+    def _bring(self, section: int) -> None:
+        start = section * ENTRIES_PER_BITMAP
+        self.values[start : start + ENTRIES_PER_BITMAP] = self._load(section)
+        self.loaded[section] = True
+
+    def _ready(self, blocks: Words) -> npt.NDArray[np.int64]:
+        if blocks.size and int(blocks.max()) >= self.nr_blocks:
+            raise DamageError(f"{self.what} block {int(blocks.max())} lies beyond the {self.nr_blocks} that there are")
+        sections = (blocks // _SECTION).astype(np.int64)
+        for section in np.unique(sections[~self.loaded[sections]]).tolist():
+            self._bring(section)
+        return sections
+
+    def get(self, blocks: Words) -> Counts:
+        """The counts of `blocks`."""
+        self._ready(blocks)
+        found: Counts = self.values[blocks.astype(np.int64)]
+        return found
+
+    def add(self, blocks: Words) -> None:
+        """One more reference to each of the distinct `blocks`; a first one ends its TAKEN."""
+        if not blocks.size:
+            return
+        sections = self._ready(blocks)
+        index = blocks.astype(np.int64)
+        old = self.values[index]
+        self.values[index] = old + _ONE
+        self.dirty[sections] = True
+        first = index[old == 0]
+        if first.size:
+            self.nr_allocated += first.size
+            self.held_count -= int(np.count_nonzero(self.flags[first] & TAKEN))
+            self.flags[first] &= ~TAKEN
+            self._counted.append(blocks[old == 0])
+        over = blocks[old >= OVERFLOW - 1]
+        if over.size:
+            self.overflow.append(over)
+
+    def drop(self, blocks: Words) -> Words:
+        """One reference less to each of the distinct `blocks`; returns those that nothing refers to any more."""
+        if not blocks.size:
+            return _EMPTY
+        sections = self._ready(blocks)
+        index = blocks.astype(np.int64)
+        old = self.values[index]
+        if not old.all():
+            raise DamageError(
+                f"{self.what} block {int(blocks[old == 0][0])} is referred to, but its count is 0",
+                mend="replicator pool check names all that is wrong",
+            )
+        self.values[index] = old - _ONE
+        self.dirty[sections] = True
+        over = blocks[old >= OVERFLOW]
+        if over.size:
+            self.overflow.append(over)
+        dead = blocks[old == 1]
+        if dead.size:
+            self._bury(dead)
+        return dead
+
+    def _bury(self, dead: Words) -> None:
+        index = dead.astype(np.int64)
+        self.nr_allocated -= dead.size
+        fresh = (self.flags[index] & FRESH) != 0
+        self.flags[index[fresh]] = 0
+        later = index[~fresh]
+        self.flags[later] |= TAKEN
+        self.held_count += later.size
+        self.freed.append(dead[~fresh])
+
+    def take(self, count: int) -> Words:
+        """Hand out `count` free blocks, ascending from where the last ones were taken, marked TAKEN and FRESH.
+
+        NoSpaceError with nothing taken when there are fewer.
+        """
+        if count > self.free_count:
+            raise NoSpaceError(
+                f"{self.what} space is out: {self.free_count} of {self.nr_blocks} blocks are free, {count} are needed",
+                mend=f"grow it: replicator pool grow POOL --{self.what} +SIZE",
+            )
+        found: list[Words] = []
+        missing = count
+        for section, low in self._places():
+            if not missing:
+                break
+            free = self._free_in(section, low)[:missing]
+            if free.size:
+                self.flags[free.astype(np.int64)] = self._mark
+                found.append(free)
+                missing -= free.size
+                self._cursor = int(free[-1]) + 1
+        taken: Words = np.concatenate(found) if found else _EMPTY
+        self.held_count += taken.size
+        if missing:
+            self.put_back(taken)
+            raise DamageError(
+                f"{self.what} space map: {count} blocks should be free, {count - missing} were found",
+                mend="replicator pool check names all that is wrong",
+            )
+        return taken
+
+    def _places(self) -> list[tuple[int, int]]:
+        """Where to look for free blocks, as (section, first block): from the cursor on, then from the start."""
+        first = min(self._cursor // ENTRIES_PER_BITMAP, max(self.sections - 1, 0))
+        later = [(section, section * ENTRIES_PER_BITMAP) for section in range(first + 1, self.sections)]
+        earlier = [(section, section * ENTRIES_PER_BITMAP) for section in range(first + 1)]
+        return [(first, self._cursor), *later, *earlier]
+
+    def _free_in(self, section: int, low: int) -> Words:
+        if not self.loaded[section]:
+            if not self.section_free[section]:
+                return _EMPTY
+            self._bring(section)
+        end = min((section + 1) * ENTRIES_PER_BITMAP, self.nr_blocks)
+        part = slice(min(low, end), end)
+        free = np.flatnonzero((self.values[part] == 0) & ((self.flags[part] & TAKEN) == 0))
+        found: Words = (free + low).astype(np.uint64)
+        return found
+
+    def put_back(self, blocks: Words) -> None:
+        """Blocks that were taken and never counted are free again."""
+        index = blocks.astype(np.int64)
+        self.held_count -= int(np.count_nonzero(self.flags[index] & TAKEN))
+        self.flags[index] = 0
+
+    def collect_freed(self) -> Words:
+        """Blocks freed since the last call; TAKEN until `settle` is called with them, once that is durable (P6)."""
+        freed = np.concatenate(self.freed) if self.freed else _EMPTY
+        self.freed = []
+        return freed
+
+    def end_transaction(self) -> None:
+        """The commit is durable: what it counted is committed now, no longer FRESH."""
+        for blocks in self._counted:
+            self.flags[blocks.astype(np.int64)] &= ~FRESH
+        self._counted = []
+        self.dirty[:] = False
+
+    def settle(self, freed: Words) -> None:
+        """`freed` may be allocated again: the commit that freed them is durable, and nobody reads them any more."""
+        self.put_back(freed)
+
+    def collect_overflow(self) -> Words:
+        """The distinct blocks whose overflow entry may have changed since the last call, ascending."""
+        touched = np.unique(np.concatenate(self.overflow)) if self.overflow else _EMPTY
+        self.overflow = []
+        return touched
+
+    def unload(self, keep_sections: int) -> None:
+        """Give memory back: clean sections beyond `keep_sections` are forgotten, to be loaded again when asked for."""
+        clean = np.flatnonzero(self.loaded & ~self.dirty)
+        for section in clean[: max(0, int(np.count_nonzero(self.loaded)) - keep_sections)].tolist():
+            start, end = section * ENTRIES_PER_BITMAP * 4, (section + 1) * ENTRIES_PER_BITMAP * 4
+            low, high = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
+            if high > low:
+                self._map.madvise(mmap.MADV_DONTNEED, low, high - low)
+            self.loaded[section] = False

@@ -1,0 +1,198 @@
+"""The transaction manager: allocates, shadows and releases metadata blocks, and makes a whole change durable at once.
+
+Between thin/ (which says what changes) and the metadata device. Everything a transaction writes waits in
+`store.pending`; `write` puts it behind the old state, and one write of block 0 switches over.
+
+What is on disk if the machine dies during `write`:
+
+    line                         metadata device                                    after opening
+    before the first write       the old state                                      the old state
+    during write_pending         new blocks in places that the old state has free   the old state
+    before the first flush ends  the same, any subset of them                       the old state
+    during the superblock write  block 0 old or new (one sector; its checksum)      old or new
+    before the second flush ends the same                                           old or new
+    after it                     the new state                                      the new state
+
+Invariants
+  X1  A block that the committed superblock reaches is never written, except block 0 (U1 of pdata/update).
+  X2  A freed block is not allocated again before the commit that frees it is durable (P6), unless it was FRESH.
+  X3  After a failed write or flush of `write` nothing is known of the disk: `broken` is set, and nothing
+      is written any more until the pool is opened again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from replicator.errors import ReplicatorError
+from replicator.pdata.block import Words
+from replicator.pdata.node import INTERNAL_MAX, MAPPING, TOP_LEVEL, Nodes, TreeKind, encode
+from replicator.pdata.spacemap import SpaceMap
+from replicator.pdata.store import MetadataStore
+from replicator.pdata.update import Update, Updated
+from replicator.units import METADATA_BLOCK_BYTES
+
+MAX_MAPPING_DEPTH = 4  # 84 ** 4 * 84 mappings and more: beyond what 15.875 GiB of metadata hold
+_LARGEST_WRITE_BLOCKS = 256  # 1 MiB a pwritev
+_TIME_SHIFT = np.uint64(24)
+
+
+class BrokenPoolError(ReplicatorError):
+    """A flush or a metadata write failed: the pool is read-only until it is opened again."""
+
+    kind = "broken"
+
+
+class Transaction:
+    """The running change of one pool's metadata; not thread-safe, its owner locks.
+
+    `data` and `metadata` are the two space maps; set by the opener before the first change.
+    """
+
+    def __init__(self, store: MetadataStore) -> None:
+        self.store = store
+        self.broken: str | None = None
+        self.metadata: SpaceMap
+        self.data: SpaceMap
+        self.blocks_written = 0
+
+    def allocate(self, count: int) -> Words:
+        """`count` new metadata blocks with one reference each; NoSpaceError when there aren't as many."""
+        blocks = self.metadata.counts.take(count)
+        self.metadata.counts.add(blocks)
+        return blocks
+
+    def put(self, blocks: Words, rows: Words) -> None:
+        """Sealed `rows` (n, 512) wait to be written to `blocks`."""
+        self.store.pending.update(zip(blocks.tolist(), rows, strict=True))
+
+    def release(self, blocks: Words) -> Words:
+        """One reference less to each of the distinct `blocks`; returns those that are gone."""
+        dead = self.metadata.counts.drop(blocks)
+        if dead.size and self.store.pending:
+            for block in dead.tolist():
+                self.store.pending.pop(block, None)
+        return dead
+
+    def shadow(self, blocks: Words, kind: TreeKind) -> Nodes:
+        """Read nodes that will be replaced by copies: their count falls, the children of the shared ones gain one."""
+        nodes = self.store.read_nodes(blocks, kind)
+        shared = self.metadata.counts.get(blocks) > 1
+        if shared.any():
+            mask = nodes.mask()
+            mask[~shared] = False
+            self._share(nodes.values[mask], nodes.leaf, kind)
+        self.release(blocks)
+        return nodes
+
+    def _share(self, values: npt.NDArray[Any], leaf: bool, kind: TreeKind) -> None:
+        if not leaf or kind is TOP_LEVEL:
+            self.metadata.counts.add(values)
+        elif kind is MAPPING:
+            self.data.counts.add(values >> _TIME_SHIFT)
+
+    def forget_values(self, kind: TreeKind, values: npt.NDArray[Any]) -> None:
+        """Leaf values that a batch overwrites or deletes; a mapping's data block loses a reference."""
+        if kind is MAPPING:
+            self.data.counts.drop(values >> _TIME_SHIFT)
+
+    def update(
+        self, root: int, kind: TreeKind, keys: Words, values: npt.NDArray[Any], delete: npt.NDArray[np.bool_]
+    ) -> Updated:
+        """Put or delete sorted distinct `keys` in a tree; the data blocks of new mappings gain a reference."""
+        if not len(keys):
+            return Updated(root, 0, 0)
+        if kind is MAPPING:
+            self.data.counts.add(values[~delete] >> _TIME_SHIFT)
+        return Update(self, kind).run(root, keys, values, delete)
+
+    def empty_tree(self, kind: TreeKind) -> int:
+        """The root of a new tree without entries."""
+        blocks = self.allocate(1)
+        none = np.empty(0, dtype=np.uint64)
+        values = np.empty(0, dtype=kind.dtype)
+        self.put(blocks, encode(blocks, np.zeros(1, dtype=np.int64), none, values, True, kind))
+        return int(blocks[0])
+
+    def share_root(self, root: int) -> None:
+        """One more reference to a tree's root: a snapshot, or a held copy."""
+        self.metadata.counts.add(np.array([root], dtype=np.uint64))
+
+    def drop_subtree(self, blocks: Words, kind: TreeKind) -> Words:
+        """Drop one level of a dying tree: a reference of each of `blocks`; returns the children to drop next.
+
+        Leaves' data blocks lose their reference at once. One level, so that the caller can go in slices.
+        """
+        last = blocks[self.metadata.counts.get(blocks) == 1]
+        children = np.empty(0, dtype=np.uint64)
+        if last.size:
+            nodes = self.store.read_nodes(last, kind)
+            _, values = nodes.flat()
+            if not nodes.leaf or kind is TOP_LEVEL:
+                children = values.astype(np.uint64)
+            else:
+                self.forget_values(kind, values)
+        self.release(blocks)
+        return children
+
+    def worst_case_blocks(self, dirty_count: int) -> int:
+        """Metadata blocks that committing `dirty_count` mapping changes may need at most (P8).
+
+        Each its own leaf, split, on a path of its own; the overflow leaves of all counts that copied leaves may raise
+        to three; every bitmap that there is; the index, details and top-level paths.
+        """
+        data, metadata = self.data.counts, self.metadata.counts
+        leaves = min(2 * dirty_count, data.nr_blocks // (INTERNAL_MAX // 3) + 2 * dirty_count // 3 + 8)
+        inner = leaves // (INTERNAL_MAX // 3) + 4 * MAX_MAPPING_DEPTH
+        paths = min(dirty_count * (MAX_MAPPING_DEPTH - 1), 2 * inner + dirty_count)
+        overflow = min(dirty_count * INTERNAL_MAX, data.nr_blocks) // 112 + 16
+        return leaves + paths + overflow + data.sections + metadata.sections + data.sections // 56 + 64
+
+    def place(self) -> None:
+        """Give both space maps their new homes; nothing may change any more before `finish`."""
+        self.check_whole()
+        self.data.commit_data(self)
+        self.metadata.commit_metadata(self)
+
+    def check_whole(self) -> None:
+        """BrokenPoolError once a commit has failed (X3)."""
+        if self.broken:
+            raise BrokenPoolError(self.broken, mend="stop what has the pool open, and open it again")
+
+    def write(self, block0: bytes, flush_data: Callable[[], None]) -> None:
+        """Write what is pending, then switch over with `block0`; `flush_data` makes the data durable first.
+
+        Whatever the device raises is raised, and X3 holds from then on.
+        """
+        try:
+            flush_data()
+            self._write_pending()
+            self.store.device.flush()
+            self.store.device.pwrite(block0, 0)
+            self.store.device.flush()
+        except Exception as error:
+            self.broken = f"{self.store.device.name}: the pool is read-only since a commit failed: {error}"
+            raise
+
+    def finish(self) -> Words:
+        """The commit is durable; returns the data blocks that it freed, TAKEN until `settle` (X2)."""
+        self.store.pending.clear()
+        self.data.counts.end_transaction()
+        self.metadata.counts.end_transaction()
+        self.metadata.counts.settle(self.metadata.counts.collect_freed())
+        return self.data.counts.collect_freed()
+
+    def _write_pending(self) -> None:
+        blocks = sorted(self.store.pending)
+        self.blocks_written += len(blocks)
+        start = 0
+        for at in range(1, len(blocks) + 1):
+            ends = at == len(blocks) or blocks[at] != blocks[at - 1] + 1 or at - start == _LARGEST_WRITE_BLOCKS
+            if ends:
+                rows = [self.store.pending[block].data.cast("B") for block in blocks[start:at]]
+                self.store.device.pwritev(rows, blocks[start] * METADATA_BLOCK_BYTES)
+                start = at

@@ -1,0 +1,266 @@
+"""One thin device as a disk: reads, writes, trims and zeroes bytes, by its page table and the data device.
+
+Served by the exporter, between NBD requests and thin/engine. The exporter's loop answers the plain cases itself (one
+mapped block that may be overwritten in place) from `table`, `epoch` and the data descriptor; all others come here.
+
+    what a write finds                what it does
+    a block of its own                overwrites in place; nothing changes in the metadata
+    a shared block, overwritten whole provisions a new one; the old one isn't read
+    a shared block, in part           copies it to a new one with the change in it (COW)
+    nothing, or the external origin   provisions a new one, zeros or the origin's content around the change (P7)
+
+The new block is written whole before its mapping is known to anyone: a record in `dirty`, then the page table, then
+the reply (P1b). Whoever changes a block claims it first; other blocks never wait for it.
+
+Invariants
+  W1  Writers are inside the gate (thin/gate), so `epoch` doesn't change under them.
+  W2  At most one thread provisions or breaks one block at a time; it never leaves the gate while it has a claim.
+  W3  Table and dirty records change together, under the publish lock: their order is the same.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from replicator._buffer import Buffer
+from replicator.blockdev.interface import BlockDevice
+from replicator.errors import ConflictError, NoSpaceError, UsageError
+from replicator.pdata.block import Words
+from replicator.thin.table import (
+    FIRST_EPOCH,
+    SHARED,
+    STAMP_BITS,
+    STAMP_MASK,
+    STRETCH_BLOCKS,
+    STRETCH_MASK,
+    STRETCH_SHIFT,
+    MappingTable,
+)
+
+if TYPE_CHECKING:
+    from replicator.thin.engine import Engine
+
+
+class ThinDevice:
+    """An open thin device of `engine`, `size_bytes` long; `origin` lies behind its unmapped blocks."""
+
+    def __init__(
+        self, engine: Engine, dev_id: int, size_bytes: int, *, origin: BlockDevice | None = None, read_only: bool = True
+    ) -> None:
+        self.engine = engine
+        self.dev_id = dev_id
+        self.size_bytes = size_bytes
+        self.origin = origin
+        self.read_only = read_only
+        self.block_bytes = engine.block_bytes
+        self.epoch = FIRST_EPOCH
+        self.table = MappingTable(-(-size_bytes // self.block_bytes), engine.settings.table_stretches)
+        self._claims: dict[int, threading.Lock] = {}
+        self._zeros = bytes(self.block_bytes)
+
+    @property
+    def name(self) -> str:
+        return f"thin device {self.dev_id}"
+
+    def _check(self, offset_bytes: int, length_bytes: int) -> None:
+        if offset_bytes < 0 or length_bytes < 0 or offset_bytes + length_bytes > self.size_bytes:
+            span = f"bytes {offset_bytes}..{offset_bytes + length_bytes}"
+            raise UsageError(f"{self.name}: {span} aren't all inside its {self.size_bytes}")
+
+    # -- looking up ------------------------------------------------------------------------------------------
+
+    def entry(self, virtual_block: int) -> int:
+        """The page table's entry of one block, loaded when it isn't there."""
+        stretch = self.table.stretches[virtual_block >> STRETCH_SHIFT]
+        if stretch is None:
+            stretch = self.engine.load_stretch(self, virtual_block >> STRETCH_SHIFT)
+        return stretch[virtual_block & STRETCH_MASK]
+
+    def runs(self, offset_bytes: int, length_bytes: int) -> Iterator[tuple[int, int, int]]:
+        """(offset, length, where) of pieces that read from one place: `where` is a byte of the data device, or -1.
+
+        Neighbours that lie behind one another on the data device, or are unmapped, are one piece.
+        """
+        size, end = self.block_bytes, offset_bytes + length_bytes
+        start, length, place = offset_bytes, 0, -2
+        at = offset_bytes
+        while at < end:
+            block, inside = divmod(at, size)
+            step = min(size - inside, end - at)
+            entry = self.entry(block)
+            where = (entry >> STAMP_BITS) * size + inside if entry else -1
+            if length and where == (place + length if place >= 0 else -1) and (where >= 0) == (place >= 0):
+                length += step
+            else:
+                if length:
+                    yield start, length, place
+                start, length, place = at, step, where
+            at += step
+        if length:
+            yield start, length, place
+
+    # -- reading ---------------------------------------------------------------------------------------------
+
+    def pread_into(self, target: Buffer, offset_bytes: int) -> None:
+        """Fill `target` from `offset_bytes` on."""
+        view = memoryview(target).cast("B")
+        self._check(offset_bytes, len(view))
+        for start, length, where in self.runs(offset_bytes, len(view)):
+            part = view[start - offset_bytes : start - offset_bytes + length]
+            if where >= 0:
+                self.engine.data.pread_into(part, where)
+            else:
+                self._read_behind(part, start)
+
+    def pread(self, length_bytes: int, offset_bytes: int) -> bytes:
+        """`length_bytes` from `offset_bytes` on."""
+        target = bytearray(length_bytes)
+        self.pread_into(target, offset_bytes)
+        return bytes(target)
+
+    def _read_behind(self, part: memoryview, offset_bytes: int) -> None:
+        """What an unmapped stretch reads as: the external origin, zeros beyond its end or without one."""
+        inside = 0
+        if self.origin is not None:
+            inside = max(0, min(len(part), self.origin.size_bytes - offset_bytes))
+            if inside:
+                self.origin.pread_into(part[:inside], offset_bytes)
+        part[inside:] = bytes(len(part) - inside)
+
+    # -- writing ---------------------------------------------------------------------------------------------
+
+    def pwrite(self, data: Buffer, offset_bytes: int) -> None:
+        """Write `data`; the caller is inside the gate (W1). NoSpaceError when the pool is full (P8)."""
+        view = memoryview(data).cast("B")
+        self._check(offset_bytes, len(view))
+        self._refuse_read_only()
+        at, size = 0, self.block_bytes
+        while at < len(view):
+            block, inside = divmod(offset_bytes + at, size)
+            step = min(size - inside, len(view) - at)
+            self.write_block(block, inside, view[at : at + step])
+            at += step
+
+    def _refuse_read_only(self) -> None:
+        if self.read_only:
+            raise ConflictError(f"{self.name} is open for reading only")
+
+    def write_block(self, block: int, inside: int, data: memoryview) -> None:
+        """Write within one block."""
+        size = self.block_bytes
+        while True:
+            entry = self.entry(block)
+            if entry & STAMP_MASK == self.epoch:
+                self.engine.data.pwrite(data, (entry >> STAMP_BITS) * size + inside)
+                return
+            self.engine.admit()
+            claim = threading.Lock()
+            claim.acquire()
+            holder = self._claims.setdefault(block, claim)
+            if holder is not claim:
+                with holder:
+                    continue
+            try:
+                if self._provision(block, inside, data):
+                    return
+            finally:
+                del self._claims[block]
+                claim.release()
+            self.engine.wait_for_space()
+
+    def _provision(self, block: int, inside: int, data: memoryview) -> bool:
+        """Give `block` a data block of its own with `data` in it; False when there was none to be had."""
+        entry = self.entry(block)
+        if entry & STAMP_MASK == self.epoch:
+            self.engine.data.pwrite(data, (entry >> STAMP_BITS) * self.block_bytes + inside)
+            return True
+        try:
+            new = self.engine.space.take_one()
+        except NoSpaceError:
+            return False
+        whole = data if len(data) == self.block_bytes else self._with_old(entry, block, inside, data)
+        try:
+            self.engine.data.pwrite(whole, new * self.block_bytes)
+        except BaseException:
+            self.engine.space.give_back(np.array([new], dtype=np.uint64))
+            raise
+        self.engine.publish(self, block, new)
+        return True
+
+    def _with_old(self, entry: int, block: int, inside: int, data: memoryview) -> bytearray:
+        size = self.block_bytes
+        whole = bytearray(size)
+        if entry:
+            self.engine.data.pread_into(whole, (entry >> STAMP_BITS) * size)
+        elif self.origin is not None:
+            self._read_behind(memoryview(whole), block * size)
+        whole[inside : inside + len(data)] = data
+        return whole
+
+    def discard(self, offset_bytes: int, length_bytes: int) -> None:
+        """Unmap the whole blocks inside the range (the volume's short last block counts as whole); edges stay."""
+        self._check(offset_bytes, length_bytes)
+        self._refuse_read_only()
+        size, end = self.block_bytes, offset_bytes + length_bytes
+        begin = -(-offset_bytes // size)
+        last = -(-end // size) if end == self.size_bytes else end // size
+        if begin < last:
+            self.engine.admit()
+            self.engine.publish_unmapped(self, begin, last)
+
+    def write_zeroes(self, offset_bytes: int, length_bytes: int, *, may_unmap: bool = True) -> None:
+        """Make the range read as zeros; whole blocks are unmapped where `may_unmap` and no origin shines through."""
+        self._check(offset_bytes, length_bytes)
+        self._refuse_read_only()
+        size, end = self.block_bytes, offset_bytes + length_bytes
+        if not may_unmap or self.origin is not None:
+            self._write_zeros(offset_bytes, length_bytes)
+            return
+        begin = -(-offset_bytes // size)
+        last = -(-end // size) if end == self.size_bytes else end // size
+        if begin >= last:
+            self._zero_part(offset_bytes, length_bytes)
+            return
+        self._zero_part(offset_bytes, begin * size - offset_bytes)
+        self.discard(begin * size, min(last * size, self.size_bytes) - begin * size)
+        if last * size < end:
+            self._zero_part(last * size, end - last * size)
+
+    def _zero_part(self, offset_bytes: int, length_bytes: int) -> None:
+        """Zero within blocks that aren't zeroed whole; unmapped ones are zeros already."""
+        at, end, size = offset_bytes, offset_bytes + length_bytes, self.block_bytes
+        while at < end:
+            block, inside = divmod(at, size)
+            step = min(size - inside, end - at)
+            if self.entry(block):
+                self.write_block(block, inside, memoryview(self._zeros)[:step])
+            at += step
+
+    def _write_zeros(self, offset_bytes: int, length_bytes: int) -> None:
+        zeros, at, end = memoryview(self._zeros), offset_bytes, offset_bytes + length_bytes
+        while at < end:
+            step = min(self.block_bytes - at % self.block_bytes, end - at)
+            self.write_block(at // self.block_bytes, at % self.block_bytes, zeros[:step])
+            at += step
+
+    # -- cuts and changes from outside -------------------------------------------------------------------------
+
+    def next_epoch(self) -> None:
+        """A snapshot was cut: from now on every block is shared. Inside the closed gate."""
+        self.epoch += 1
+        if self.epoch > STAMP_MASK:
+            self.table.clear()
+            self.epoch = FIRST_EPOCH
+
+    def stretch_of(self, index: int, blocks: Words, data_blocks: Words, own: npt.NDArray[np.bool_]) -> Words:
+        """A stretch's entries from (virtual block, data block, exclusive) of the mapping tree."""
+        entries = np.zeros(STRETCH_BLOCKS, dtype=np.uint64)
+        stamps = np.where(own, np.uint64(self.epoch), np.uint64(SHARED))
+        places = blocks.astype(np.int64) - index * STRETCH_BLOCKS
+        entries[places] = data_blocks << np.uint64(STAMP_BITS) | stamps
+        return entries

@@ -1,0 +1,1 @@
+"""The tests: unit, properties, contracts, faults, simulation, compat, fuzz, golden, and what supports them."""
