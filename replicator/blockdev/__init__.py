@@ -1,1 +1,1 @@
-"""The door to the disk: `interface` (the contract), `file` (files and block devices), `memory`, and `faulty` for tests."""
+"""The door to the disk: `interface` (the contract), `file`, `nbd*`, `memory`, and `faulty` for the tests."""

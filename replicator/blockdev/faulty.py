@@ -23,7 +23,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -115,7 +115,7 @@ class FaultyDevice:
         self._meet(OperationKind.WRITE, offset_bytes, memoryview(data).nbytes, data)
         self._inner.pwrite(data, offset_bytes)
 
-    def pwritev(self, parts: list[Buffer], offset_bytes: int) -> None:
+    def pwritev(self, parts: Sequence[Buffer], offset_bytes: int) -> None:
         joined = b"".join(parts)
         self._meet(OperationKind.WRITE, offset_bytes, len(joined), joined)
         self._inner.pwritev(parts, offset_bytes)

@@ -37,6 +37,7 @@ import fcntl
 import os
 import stat
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -157,7 +158,7 @@ class FileDevice:
         except OSError as error:
             self._fail("write", offset_bytes, error)
 
-    def pwritev(self, parts: list[Buffer], offset_bytes: int) -> None:
+    def pwritev(self, parts: Sequence[Buffer], offset_bytes: int) -> None:
         views = [memoryview(part).cast("B") for part in parts]
         self._check_writable("write", offset_bytes)
         self._check_range("write", sum(len(view) for view in views), offset_bytes)

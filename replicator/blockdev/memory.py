@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import threading
+from collections.abc import Sequence
 
 from replicator._buffer import Buffer
 from replicator.errors import DeviceError, UsageError
@@ -66,7 +67,7 @@ class MemoryDevice:
             self._check_range("write", len(view), offset_bytes)
             memoryview(self._bytes)[offset_bytes : offset_bytes + len(view)] = view
 
-    def pwritev(self, parts: list[Buffer], offset_bytes: int) -> None:
+    def pwritev(self, parts: Sequence[Buffer], offset_bytes: int) -> None:
         self.pwrite(b"".join(parts), offset_bytes)
 
     def discard(self, offset_bytes: int, length_bytes: int) -> None:

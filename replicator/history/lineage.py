@@ -134,12 +134,6 @@ class Lineage:
                     return Revision(stretch.timeline, min(stretch.end, opposite.end) - 1)
         return Revision(1, 0)
 
-    def holds(self, timeline: int, number: int) -> bool:
-        """Whether the current timeline's history goes through transaction `number` of `timeline`."""
-        if not self.knows(timeline):
-            return False
-        return self._at(Revision(self.current, number), number) == timeline
-
     def _at(self, revision: Revision, number: int) -> int | None:
         """The timeline on which `revision`'s history has transaction `number`."""
         for stretch in self.path(revision.timeline, revision.number):

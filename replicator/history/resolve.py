@@ -155,7 +155,9 @@ def _of_current_lineage(points: list[RestorePoint], lineage: Lineage | None) -> 
     if lineage is None:
         current = max((each.timeline for each in points), default=1)
         return [each for each in points if each.timeline == current]
-    return [each for each in points if lineage.holds(each.timeline, each.number)]
+    highest = max((each.number for each in points), default=0)
+    numbers = {each.timeline: range(each.begin, each.end) for each in lineage.path(lineage.current, highest)}
+    return [each for each in points if each.number in numbers.get(each.timeline, ())]
 
 
 def _only(

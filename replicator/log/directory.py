@@ -244,7 +244,9 @@ class DirectorySink:
         except FileExistsError:
             self.abort()
             return False
-        except FileNotFoundError as error:  # swept by the next owner: the name was surely not given
+        except FileNotFoundError as error:  # swept by the next owner: this link didn't give the name
+            if self._store.size(self._name) is not None:
+                return False
             raise _typed(self._temporary, error) from error
         except OSError as error:
             raise PutUnknownError(f"log directory: {path}: {error.strerror or error}") from error

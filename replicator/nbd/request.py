@@ -14,6 +14,9 @@ flags and command are read as one 64-bit *head*; what is left of it without the 
 flags << 16 | command: 0 is a READ without flags, 1 a WRITE without flags. The fast path compares kinds and knows
 that all else needs `validate`.
 
+parse_requests takes 0.3 µs a request. Where even that is too much: REQUEST.iter_unpack over the whole headers of a
+buffer takes 0.12, and is right as long as each head is REQUEST_HEAD (a READ); the first other one ends it.
+
 Invariants
   R1  parse_requests takes whole requests only, and takes the same ones however the stream is split.
   R2  A wrong magic is raised when it is the first in the buffer, so that all requests before it are answered.

@@ -132,8 +132,8 @@ class ServerHandshake:
         except NbdFormatError as error:
             events = [event for event in events if not isinstance(event, StartTls)]
             events.append(Hangup(error))
-        if events and isinstance(events[-1], Hangup):
             self._state = _State.CLOSED
+        if self._state is _State.CLOSED:
             self._buffer.clear()
         return events
 
@@ -152,7 +152,7 @@ class ServerHandshake:
         if self._state is _State.OPTIONS:
             return self._take_option()
         if self._state is _State.UPGRADE and self._buffer:
-            raise NbdFormatError("NBD option STARTTLS", "nothing before TLS", f"{len(self._buffer)} bytes in the clear")
+            raise NbdFormatError("NBD option STARTTLS", "nothing before TLS", "bytes in the clear")
         return None
 
     def _take_flags(self) -> list[ServerEvent] | None:
@@ -223,6 +223,7 @@ class ServerHandshake:
         return Begin(Session(export, self._structured, contexts))
 
     def _abort(self, option: int, _data: bytes) -> list[ServerEvent]:
+        self._state = _State.CLOSED
         return [Send(pack_option_reply(option, p.REP_ACK)), Hangup()]
 
     def _list(self, option: int, data: bytes) -> list[ServerEvent]:

@@ -165,7 +165,10 @@ class Catalogue:
         Called on every opening for writing, and after a commit that failed before its superblock.
         """
         with self._writing() as database:
-            self._check_switch(database, at_id)
+            try:
+                self._check_switch(database, at_id)
+            except StaleViewError as error:
+                raise self._damage(f"the pool's superblock is at {at_id}, older than all that it holds") from error
             touched = sum(table.discard_beyond(database, at_id) for table in TABLES)
             return touched + database.execute("DELETE FROM switches WHERE id > ?", (at_id,)).rowcount
 
@@ -283,7 +286,7 @@ class Catalogue:
 def _connect(path: Path, read_only: bool) -> sqlite3.Connection:
     """A connection with our settings; a catalogue on a read-only file system opens as an unchanging file."""
     unchanging = read_only and not os.access(path.parent, os.W_OK) and not path.with_name(path.name + "-wal").exists()
-    mode = "immutable=1" if unchanging else "mode=ro" if read_only else "mode=rw"
+    mode = "mode=ro&immutable=1" if unchanging else "mode=ro" if read_only else "mode=rw"
     database = sqlite3.connect(
         f"{path.absolute().as_uri()}?{mode}", uri=True, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
     )

@@ -1,8 +1,8 @@
 """The engine of one pool: acknowledged changes on one side, transactions on disk on the other, one thread between them.
 
 Above thin/metadata (what the pool is) and below pool/ (names, catalogue). Whoever serves I/O calls `load_stretch`,
-`publish`, `admit` and `flush`; whoever manages the pool hands in changes with `change`. The committer thread takes all
-that waits at once and makes one commit of it:
+`publish`, `admit` and `flush`; whoever manages the pool hands in changes with `change`. The committer thread makes one
+commit of all flushes that wait and the next change, which so is a compare-and-swap of its own:
 
     freeze    swap the dirty set (a cut closes the gate for that long, and raises its devices' epochs)      P3, P4
     fold      frozen mappings into the trees, then the changes (snapshots, deletes, …), under `lock`
@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext
@@ -62,8 +63,8 @@ class EngineSettings:
 class Change:
     """One change of the pool that waits for its commit.
 
-    `apply(metadata)` runs under the lock, in the same commit as the cut of `cut_devices`, all at one instant. `prepare`
-    runs before anything is changed, and may refuse (raise); after it nothing may fail.
+    `prepare(metadata)` runs before anything is changed, and may refuse (raise); after it nothing may fail. `apply(metadata)`
+    runs under the lock, in the same commit as the cut of `cut_devices`, all at the one instant `cut_at_ns`.
     """
 
     apply: Callable[[PoolMetadata], Any]
@@ -98,16 +99,16 @@ class Engine:
         self.failed: str | None = None
         self.commit_count = 0
         self.last_pause_s = 0.0
-        self.before_seal: Callable[[PoolMetadata, list[tuple[Change, Any]]], None] | None = None
+        self.before_seal: Callable[[PoolMetadata, Any], None] | None = None
+        self.after_commit: Callable[[Any], None] | None = None
         self._clock_ns = clock_ns
         self._frozen: DirtySet | None = None
         self._frozen_cut: frozenset[int] = frozenset()
         self._fold_generation = 0
         self._unsettled = False
         self._waiting = threading.Condition()
-        self._changes: list[Change] = []
+        self._changes: deque[Change] = deque()
         self._flushes: list[Callable[[str | None], None]] = []
-        self._round: Future[None] = Future()
         self._closing = False
         self._dirty_limit = 0
         self._bound()
@@ -246,28 +247,29 @@ class Engine:
             with self._waiting:
                 while not (self._changes or self._flushes or self._closing):
                     self._waiting.wait()
-                changes, self._changes = self._changes, []
+                change = self._changes.popleft() if self._changes else None
                 flushes, self._flushes = self._flushes, []
                 closing = self._closing
-            reason = self._round_of(changes)
+            reason = self._round_of(change)
             for done in flushes:
                 done(reason)
             if closing and not (self._changes or self._flushes):
                 return
 
-    def _round_of(self, changes: list[Change]) -> str | None:
-        """One commit of everything that waits; returns why it failed, or None."""
+    def _round_of(self, change: Change | None) -> str | None:
+        """One commit of what is dirty, with `change`; returns why it failed, or None."""
         try:
             self._check_alive()
-            if changes or self.dirty.count:
-                self._commit(changes)
+            if change is not None and not self._accepts(change):
+                change = None
+            if change is not None or self.dirty.count:
+                self._commit(change)
             else:
                 self.data.flush()
         except Exception as error:  # noqa: BLE001 - whatever it was, every waiter has to hear of it
             self._fail(error)
-            for change in changes:
-                if not change.done.done():
-                    change.done.set_exception(error)
+            if change is not None:
+                change.done.set_exception(error)
             return str(error)
         return None
 
@@ -276,47 +278,46 @@ class Engine:
             self.failed = f"a commit failed, and nothing is known of the disk since: {error}"
             self.dirty.void()
 
-    def _commit(self, changes: list[Change]) -> None:
-        with self.lock:
-            changes = [change for change in changes if self._accepts(change)]
-        frozen = self._freeze(changes)
-        with self.lock:
-            superseded = fold_into(self.metadata, frozen)
-            if any(change.deletes for change in changes):
-                self._unsettled = True
-            results = [(change, change.apply(self.metadata)) for change in changes]
-            if self.before_seal is not None and results:
-                self.before_seal(self.metadata, results)
-            if not any(change.deletes for change in changes):
-                self._unsettled = False
-            block0 = self.metadata.seal()
-            self.dirty.committing(superblock_sum(block0))
-        self.metadata.write(block0, self.data.flush)
-        self._finish(superseded)
-        for change, result in results:
-            change.done.set_result(result)
-
     def _accepts(self, change: Change) -> bool:
         if change.prepare is not None:
             try:
-                change.prepare(self.metadata)
+                with self.lock:
+                    change.prepare(self.metadata)
             except ReplicatorError as error:
                 change.done.set_exception(error)
                 return False
         return True
 
-    def _freeze(self, changes: list[Change]) -> DirtySet:
-        cut = frozenset(dev_id for change in changes for dev_id in change.cut_devices)
+    def _commit(self, change: Change | None) -> None:
+        frozen = self._freeze(change)
+        result = None
+        with self.lock:
+            superseded = fold_into(self.metadata, frozen)
+            if change is not None:
+                result = change.apply(self.metadata)
+                self._unsettled = change.deletes
+                if self.before_seal is not None:
+                    self.before_seal(self.metadata, result)
+            block0 = self.metadata.seal()
+            self.dirty.committing(superblock_sum(block0))
+        self.metadata.write(block0, self.data.flush)
+        self._finish(superseded)
+        if change is not None:
+            if self.after_commit is not None:
+                self.after_commit(result)
+            change.done.set_result(result)
+
+    def _freeze(self, change: Change | None) -> DirtySet:
+        cut = frozenset(change.cut_devices) if change is not None else frozenset()
         began = time.perf_counter()
         with self.gate.closed() if cut else nullcontext(), self.publish_lock:
             self._frozen = self.dirty.freeze()
             self._frozen_cut = cut
-            self._unsettled = self._unsettled or bool(cut)
+            self._unsettled = bool(cut) or (change is not None and change.deletes)
             for dev_id in cut & self.devices.keys():
                 self.devices[dev_id].next_epoch()
-            now = self._clock_ns()
-            for change in changes:
-                change.cut_at_ns = now
+            if change is not None:
+                change.cut_at_ns = self._clock_ns()
         if cut:
             self.last_pause_s = time.perf_counter() - began
         return self._frozen

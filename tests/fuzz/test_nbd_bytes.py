@@ -1,4 +1,4 @@
-"""Can bytes hurt either end of NBD? Random and mutated ones: only the room's own error comes out, and memory stays small."""
+"""Can bytes hurt either end of NBD? Of random and mutated ones, only the room's own error comes out."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 from hypothesis import given
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from replicator.nbd import protocol as p
 from replicator.nbd import reply as r
-from replicator.nbd.client import ClientHandshake, ClientSession, Listed, Ready, Wish
+from replicator.nbd.client import ClientEvent, ClientHandshake, ClientSession, Listed, Ready, Wish
 from replicator.nbd.coverage import Coverage
 from replicator.nbd.export import Context, Export
 from replicator.nbd.extents import merge_extents, pack_block_status, unpack_block_status
@@ -30,7 +31,7 @@ runs = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 2)), max_size=30)
 def pieces(data: bytes, cuts: list[int]) -> Iterator[bytes]:
     """`data` cut at these places."""
     places = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
-    return (data[begin:end] for begin, end in zip(places, places[1:], strict=False))
+    return (data[begin:end] for begin, end in itertools.pairwise(places))
 
 
 # ---- handshake ---------------------------------------------------------------------------------------------------
@@ -64,10 +65,12 @@ def test_a_server_answers_the_same_however_its_input_is_split(messages: list[byt
 
 def negotiate(
     wish: Wish, exports: list[Export], tls: Tls, cuts: list[int]
-) -> tuple[list[ServerEvent], list[object], list[bytes]]:
-    """Both ends until neither has more to say: their last words, and all that the server sent."""
+) -> tuple[list[ServerEvent], list[ClientEvent]]:
+    """Both ends until neither has more to say: the last words of each."""
     server, client = ServerHandshake(MemoryExports(exports), tls), ClientHandshake(wish)
-    to_client, sent, ends, results = [GREETING], [GREETING], [], []
+    to_client = [GREETING]
+    ends: list[ServerEvent] = []
+    results: list[ClientEvent] = []
     while to_client:
         to_server: list[bytes] = []
         for part in (part for data in to_client for part in pieces(data, cuts)):
@@ -84,10 +87,9 @@ def negotiate(
                     server.tls_started()
                 else:
                     ends.append(answer)
-        sent += to_client
         if any(isinstance(result, Listed) for result in results):
             break
-    return ends, results, sent
+    return ends, results
 
 
 @given(
@@ -103,7 +105,7 @@ def test_both_ends_agree(
     export = data.draw(st.sampled_from(exports))
     contexts = tuple(data.draw(st.lists(st.sampled_from(export.contexts), unique=True)))
     wish = Wish(export.name, tls, structured, contexts)
-    ends, results, _ = negotiate(wish, exports, Tls.REQUIRED if tls else Tls.NONE, cuts)
+    ends, results = negotiate(wish, exports, Tls.REQUIRED if tls else Tls.NONE, cuts)
     (begun,), (ready,) = ends, results
     assert isinstance(begun, Begin) and isinstance(ready, Ready)
     session, found = begun.session, ready.session
@@ -121,7 +123,7 @@ def _numbered(contexts: tuple[str, ...]) -> tuple[Context, ...]:
 @given(st.lists(names, min_size=1, max_size=5, unique=True), splits)
 def test_lists_arrive(found: list[str], cuts: list[int]) -> None:
     exports = [Export(name, 1, description=name[::-1]) for name in found]
-    _, results, _ = negotiate(Wish(listing=True), exports, Tls.OFFERED, cuts)
+    _, results = negotiate(Wish(listing=True), exports, Tls.OFFERED, cuts)
     assert results == [Listed(tuple((name, name[::-1]) for name in found))]
 
 
@@ -186,7 +188,7 @@ def replies_to_reads(draw: st.DrawFn) -> tuple[list[Request], bytes, bytes, bool
             messages.append([r.pack_simple(cookie) + disk[begin:end]])
             continue
         cuts = sorted({begin, end, *draw(st.lists(st.integers(begin, end), max_size=4))})
-        chunks = draw(st.permutations(list(zip(cuts, cuts[1:], strict=False))))
+        chunks = draw(st.permutations(list(itertools.pairwise(cuts))))
         data = [r.pack_data(cookie, low, high - low, done=False) + disk[low:high] for low, high in chunks]
         messages.append([*data, r.pack_none(cookie)])
     stream = []
@@ -237,7 +239,7 @@ def test_extents_say_what_the_runs_say(found: list[tuple[int, int]], length: int
     told = [flags for extent_length, flags in extents for _ in range(extent_length)]
     assert told == flat[: len(told)] and len(extents) <= most
     assert len(extents) == most or len(told) == len(flat)
-    assert all(before[1] != after[1] for before, after in zip(extents, extents[1:], strict=False))
+    assert all(before[1] != after[1] for before, after in itertools.pairwise(extents))
     if extents:
         packed = pack_block_status(1, [(4, found)], length, one=False)
         assert unpack_block_status(packed[20:], length) == (4, merge_extents(found, length))

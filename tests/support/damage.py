@@ -196,7 +196,7 @@ ROWS = (
         lambda p: p.put_node(p.root_of(STRANGER), 32, p.key(p.root_of(STRANGER), 0) + 1, 8),
         DAMAGE,
         K.KEY_RANGE,
-        "cpp",
+        "cpp rust",
     ),
     Damage("leaf flags 3", lambda p: p.put_node(a_leaf(p), 4, 3, 4), DAMAGE, K.NODE, "cpp rust"),
     Damage("leaf where a branch belongs", lambda p: p.put_node(a_branch(p), 4, 2, 4), DAMAGE, K.NODE, "cpp rust"),
@@ -246,7 +246,7 @@ ROWS = (
     Damage("incompat_flags", field(360, 1, 4), DAMAGE, K.SUPERBLOCK),
     Damage("metadata map past the end of the file", field(192, METADATA_BLOCKS + 1, 8), DAMAGE, K.SUPERBLOCK),
     Damage("data map larger than its bitmaps", field(64, 1 << 20, 8), DAMAGE, K.BITMAP_INDEX),
-    Damage("data map larger than memory", field(64, (1 << 40) - 1, 8), DAMAGE, K.SUPERBLOCK),
+    Damage("data map larger than memory", field(64, (1 << 40) - 1, 8), DAMAGE, K.SUPERBLOCK, "rust"),
     Damage("NEEDS_CHECK", field(4, 1, 4), WARNING, K.NEEDS_CHECK),
     Damage("an unknown flag", field(4, 2, 4), WARNING, K.SUPERBLOCK),
 )

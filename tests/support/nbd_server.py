@@ -1,4 +1,4 @@
-"""A small NBD server over replicator.nbd and memory: for tests of the clients, and for foreign clients' view of the handshake.
+"""A small NBD server over replicator.nbd and memory: for tests of clients, ours and foreign ones.
 
 One thread a connection, one request after the other: what the exporter does for speed isn't here. Every export has a
 MemoryDevice of its own; the first half of a disk counts as data, the second as a hole, and every snapshot as changed
@@ -32,7 +32,8 @@ class MemoryExports:
     def __init__(self, exports: Sequence[Export]) -> None:
         self._exports = {export.name: export for export in exports}
         self._default = exports[0]
-        self.disks = {export.name: MemoryDevice(export.size_bytes) for export in exports}
+        self._disks: dict[str, MemoryDevice] = {}
+        self._making = threading.Lock()
 
     def listed(self) -> Sequence[Export]:
         """All of them."""
@@ -41,6 +42,13 @@ class MemoryExports:
     def find(self, name: str) -> Export | None:
         """By name; "" is the first."""
         return self._exports.get(name, self._default if name == "" else None)
+
+    def disk(self, name: str) -> MemoryDevice:
+        """What stands behind an export; zeros at first, made when it's asked for."""
+        with self._making:
+            if name not in self._disks:
+                self._disks[name] = MemoryDevice(self._exports[name].size_bytes)
+            return self._disks[name]
 
 
 @contextlib.contextmanager
@@ -89,7 +97,7 @@ def _serve(sock: socket.socket, exports: MemoryExports, tls: Tls, context: ssl.S
                     sock = stack.enter_context(context.wrap_socket(sock, server_side=True))
                     handshake.tls_started()
                 elif isinstance(event, Begin):
-                    _transmit(sock, handshake.leftover, event.session, exports.disks[event.session.export.name])
+                    _transmit(sock, handshake.leftover, event.session, exports.disk(event.session.export.name))
                     return
                 elif isinstance(event, Hangup):
                     return

@@ -138,7 +138,7 @@ class ThinImage:
         self, keys: U64, values: npt.NDArray[Any], leaf: bool, kind: TreeKind, twin: Level | None, fill: int | None
     ) -> Level:
         limit = kind.leaf_max if leaf else INTERNAL_MAX
-        if twin is None or not len(keys):
+        if twin is None or not len(keys) or not len(twin.keys):
             counts = _deal(len(keys), fill or limit)
             blocks = np.zeros(len(counts), dtype=np.uint64)
         else:

@@ -119,7 +119,7 @@ def test_bytes_in_the_clear_behind_starttls(split: bool) -> None:
     ],
 )
 def test_refusals(wish: Wish, option: int, reply: int, error: type[ReplicatorError]) -> None:
-    with pytest.raises(error, match="because|reply"):
+    with pytest.raises(error, match=r"because|reply"):
         told(wish, GREETING, pack_option_reply(option, reply, b"because"))
 
 

@@ -115,11 +115,10 @@ def test_export_name(flags: bytes, zeroes: int) -> None:
     assert begun == Begin(Session(DISK))
 
 
-def test_abort() -> None:
-    assert answers(pack_option(p.OPT_ABORT), GO_DISK) == [
-        Send(bytes.fromhex(f"{REP} 00000002 00000001 00000000")),
-        Hangup(),
-    ]
+@pytest.mark.parametrize("messages", [(pack_option(p.OPT_ABORT), GO_DISK), (pack_option(p.OPT_ABORT) + GO_DISK,)])
+def test_abort(messages: tuple[bytes, ...]) -> None:
+    """Nothing behind it is answered, whether it came in one piece with it or not."""
+    assert answers(*messages) == [Send(bytes.fromhex(f"{REP} 00000002 00000001 00000000")), Hangup()]
 
 
 @pytest.mark.parametrize(

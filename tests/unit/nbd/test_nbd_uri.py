@@ -74,6 +74,6 @@ def test_what_is_no_nbd_uri(text: str) -> None:
 
 def test_a_uri_has_one_place() -> None:
     """U1: neither none nor two."""
-    for place in ({}, {"host": "h", "socket_path": "s"}):
+    for host, path in ((None, None), ("h", "s")):
         with pytest.raises(UsageError):
-            NbdUri("x", **place)
+            NbdUri("x", host=host, socket_path=path)

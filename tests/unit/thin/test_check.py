@@ -13,7 +13,7 @@ from replicator.thin.check import check
 from replicator.thin.report import FINDINGS_PER_KIND, CheckReport, FindingKind, Severity
 from tests.support.damage import HARMLESS, ROWS, Damage, Hand
 from tests.support.golden import KernelPool
-from tests.support.thinpools import SMALL, Patient, make_pool
+from tests.support.thinpools import BASE, Patient, make_pool
 
 
 def check_file(path: Path, data_device_blocks: int | None = None) -> CheckReport:
@@ -70,14 +70,16 @@ def test_a_data_device_that_is_too_short(pool: Patient) -> None:
 
 
 def test_findings_are_bounded_and_counted(pool: Patient) -> None:
-    root = pool.root_of(SMALL)
-    for block in range(1, root):
+    branch = pool.child(pool.root_of(BASE), 0)
+    ruined = 2 * FINDINGS_PER_KIND
+    for slot in range(1, 1 + ruined):
+        block = pool.child(branch, slot)
         data = pool.read(block)
         data[100] ^= 0xFF
         pool.write(block, data)
     report = check_file(pool.path)
-    kept = [finding for finding in report.findings if finding.kind is FindingKind.NODE]
-    assert len(kept) == FINDINGS_PER_KIND or len(kept) == report.totals[Severity.DAMAGE, FindingKind.NODE]
+    assert report.totals[Severity.DAMAGE, FindingKind.NODE] == report.of(Severity.DAMAGE) == ruined
+    assert len(report.findings) == FINDINGS_PER_KIND
     assert not report.counts_compared
 
 

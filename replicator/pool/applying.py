@@ -1,0 +1,217 @@
+"""How a switch, a cut and a resize become one commit of the engine: looked at first, then done without fail.
+
+Used by pool/local only. `prepare` runs before anything is changed and refuses what can't be (unknown or leased
+devices, no room); `apply` runs in the commit and returns an Outcome: the catalogue rows that go with it.
+
+Invariants
+  A1  What `prepare` let through, `apply` does whole: no error of a caller's making comes after the first change.
+  A2  New dev_ids are none that the metadata has, whoever made it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from replicator.errors import ConflictError, NoSpaceError, ReplicatorError, UsageError
+from replicator.pool.catalogue_schema import Cut, Snapshot, Volume
+from replicator.pool.changes import Change as RowChange
+from replicator.pool.changes import Put
+from replicator.pool.interface import CutMade, CutRequest, Filling, StaleSwitchError, Switch
+from replicator.thin.engine import unmap_range
+from replicator.thin.metadata import PoolMetadata
+
+if TYPE_CHECKING:
+    from replicator.pool.local import LocalPool
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a commit has to stage, and which devices changed beneath their readers."""
+
+    changes: list[RowChange] = field(default_factory=list)
+    refilled: tuple[int, ...] = ()
+    deleted: tuple[int, ...] = ()
+    transaction_id: int = 0
+
+
+class NothingChangedError(ReplicatorError):
+    """The volumes of a cut were what the snapshots that its client has still are, at `looked_at_ns`."""
+
+    kind = "unchanged"
+
+    def __init__(self, looked_at_ns: int) -> None:
+        super().__init__("nothing has changed since the last cut")
+        self.looked_at_ns = looked_at_ns
+
+
+def _need_room(metadata: PoolMetadata, mapping_count: int, device_count: int) -> None:
+    """NoSpaceError unless the free metadata takes a commit of this size in the worst case (P8)."""
+    transaction = metadata.transaction
+    need = transaction.worst_case_blocks(mapping_count) + 4 * device_count
+    free = transaction.metadata.counts.free_count
+    if need > free:
+        raise NoSpaceError(
+            f"metadata space is out: this may need {need} blocks, {free} are free",
+            mend="grow it: replicator pool grow POOL --metadata +SIZE",
+        )
+
+
+class SwitchChange:
+    """A Switch on its way through one commit."""
+
+    def __init__(self, switch: Switch, pool: LocalPool) -> None:
+        self.switch = switch
+        self.pool = pool
+
+    def prepare(self, metadata: PoolMetadata) -> None:
+        """Refuse what can't be done (A1)."""
+        switch, current = self.switch, metadata.superblock.transaction_id
+        if switch.expected_id is not None and switch.expected_id != current:
+            raise StaleSwitchError(f"the pool's transaction id is {current}, not {switch.expected_id}")
+        new = [*switch.create, *(dev_id for dev_id, _ in switch.snapshot)]
+        if len(set(new)) != len(new):
+            raise UsageError("a switch names one new device twice")
+        for dev_id in new:
+            if metadata.find(dev_id) is not None:
+                raise ConflictError(f"the pool has a thin device {dev_id} already")
+        for origin in [origin for _, origin in switch.snapshot if origin not in new]:
+            metadata.device(origin)
+        for filling in switch.fill:
+            self._prepare_filling(metadata, filling, new)
+        for dev_id in switch.delete:
+            metadata.device(dev_id)
+            self._refuse_used(dev_id, "deleted")
+        self._check_rows(current)
+        mapping_count = sum(len(filling.virtual_blocks) + 2 * len(filling.unmapped) for filling in switch.fill)
+        _need_room(metadata, mapping_count, len(new) + len(switch.delete))
+
+    def _prepare_filling(self, metadata: PoolMetadata, filling: Filling, new: Iterable[int]) -> None:
+        if filling.dev_id not in new:
+            metadata.device(filling.dev_id)
+            self._refuse_used(filling.dev_id, "filled")
+        blocks = filling.virtual_blocks
+        if len(blocks) != len(filling.data_blocks) or bool((blocks[1:] <= blocks[:-1]).any()):
+            raise UsageError("a filling's virtual blocks ascend, each with one data block")
+        counts = metadata.transaction.data.counts
+        if blocks.size and (
+            int(filling.data_blocks.max()) >= counts.nr_blocks or counts.get(filling.data_blocks).any()
+        ):
+            raise ConflictError("a filling names data blocks that weren't reserved")
+
+    def _refuse_used(self, dev_id: int, what: str) -> None:
+        device = self.pool.engine.devices.get(dev_id)
+        if device is not None and not device.read_only:
+            raise ConflictError(f"thin device {dev_id} is open for writing, so it can't be {what}")
+        if self.pool.is_leased(dev_id):
+            raise ConflictError(
+                f"thin device {dev_id} is being read, so it can't be {what} now", mend="wait until its readers are done"
+            )
+
+    def _check_rows(self, current: int) -> None:
+        """A row to end that isn't there would fail the commit: evolve the view first."""
+        self.pool.view().after(self.switch.changes, current + 1)
+
+    def apply(self, metadata: PoolMetadata) -> Outcome:
+        """Do it, in the order that Switch tells."""
+        switch = self.switch
+        for dev_id in switch.create:
+            metadata.create_thin(dev_id)
+        for dev_id, origin in switch.snapshot:
+            metadata.create_snap(dev_id, origin)
+        for filling in switch.fill:
+            for begin, end in filling.unmapped.tolist():
+                unmap_range(metadata, filling.dev_id, begin, end)
+            metadata.map(filling.dev_id, filling.virtual_blocks, filling.data_blocks)
+        for dev_id in switch.delete:
+            metadata.delete(dev_id)
+        if switch.grow_data_blocks:
+            metadata.grow_data(switch.grow_data_blocks)
+        if switch.grow_metadata_blocks:
+            metadata.grow_metadata(switch.grow_metadata_blocks)
+        refilled = tuple(filling.dev_id for filling in switch.fill)
+        return Outcome(list(switch.changes), refilled, tuple(switch.delete))
+
+
+class CutChange:
+    """A CutRequest on its way through one commit."""
+
+    def __init__(self, request: CutRequest, pool: LocalPool) -> None:
+        self.request = request
+        self.pool = pool
+        self.made: CutMade | None = None
+
+    def prepare(self, metadata: PoolMetadata) -> None:
+        """Refuse what can't be cut; NothingChangedError where the client has it all already."""
+        request = self.request
+        if not request.volumes or len(set(request.volumes)) != len(request.volumes):
+            raise UsageError("a cut takes one volume or more, each once")
+        volumes = [self.pool.view().volume(uuid) for uuid in request.volumes]
+        if request.prepared and tuple(each.volume for each in request.prepared) != request.volumes:
+            raise UsageError("a cut's prepared transactions are one for each of its volumes, in their order")
+        if len(request.unless_equal) == len(volumes):
+            pairs = zip(volumes, request.unless_equal, strict=True)
+            if all(self._is_equal(metadata, volume, dev_id) for volume, dev_id in pairs):
+                raise NothingChangedError(self.pool.clock_ns())
+        _need_room(metadata, self.pool.engine.dirty.count, len(volumes))
+
+    def _is_equal(self, metadata: PoolMetadata, volume: Volume, dev_id: int) -> bool:
+        snapshot = metadata.find(dev_id)
+        if snapshot is None or snapshot.root != metadata.device(volume.dev_id).root:
+            return False
+        known = self.pool.view().snapshot(dev_id)
+        engine = self.pool.engine
+        with engine.publish_lock:
+            dirty = len(engine.dirty.active().of_device(volume.dev_id))
+        return not dirty and known.size_bytes == volume.size_bytes
+
+    def apply(self, metadata: PoolMetadata, timestamp_ns: int) -> Outcome:
+        """Make the snapshots and their rows."""
+        request, outcome, dev_ids = self.request, Outcome(), []
+        for volume in map(self.pool.view().volume, request.volumes):
+            dev_id = metadata.free_dev_id(self.pool.next_dev_id())
+            metadata.create_snap(dev_id, volume.dev_id)
+            self.pool.used_dev_id(dev_id)
+            dev_ids.append(dev_id)
+            outcome.changes.append(Put(self._snapshot(dev_id, volume, timestamp_ns)))
+        for each, dev_id in zip(request.prepared, dev_ids, strict=False):
+            size = self.pool.view().volume(each.volume).size_bytes
+            row = replace(each, target_dev_id=dev_id, timestamp_ns=timestamp_ns, size_bytes=size)
+            outcome.changes.append(Put(row))
+        outcome.changes.append(Put(Cut(request.cut_id, tuple(dev_ids), timestamp_ns)))
+        self.made = CutMade(request.cut_id, tuple(dev_ids), timestamp_ns, 0)
+        return outcome
+
+    def _snapshot(self, dev_id: int, volume: Volume, timestamp_ns: int) -> Snapshot:
+        request = self.request
+        return Snapshot(
+            dev_id,
+            volume.uuid,
+            request.purpose,
+            timestamp_ns,
+            volume.size_bytes,
+            consistency=request.consistency,
+            labels=request.labels,
+            name=request.name,
+        )
+
+
+class ResizeChange:
+    """A volume's new size on its way through one commit; what lies beyond is unmapped in it."""
+
+    def __init__(self, volume: Volume, pool: LocalPool) -> None:
+        self.volume = volume
+        self.pool = pool
+
+    def prepare(self, metadata: PoolMetadata) -> None:
+        """NotFoundError or NoSpaceError before anything is done."""
+        metadata.device(self.volume.dev_id)
+        _need_room(metadata, 2, 1)
+
+    def apply(self, metadata: PoolMetadata) -> Outcome:
+        """Unmap beyond the end, and put the row."""
+        begin = -(-self.volume.size_bytes // self.pool.block_bytes)
+        end = max((int(keys[-1]) + 1 for keys, _ in metadata.mapped(self.volume.dev_id, begin, 1 << 48)), default=begin)
+        unmap_range(metadata, self.volume.dev_id, begin, end)
+        return Outcome([Put(self.volume)])

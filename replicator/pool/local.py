@@ -1,0 +1,313 @@
+"""A pool that this process owns: engine and catalogue under one transaction id.
+
+The one implementation of pool/interface that does the work; the control socket hands its clients' calls to it. Each
+change is one commit: rows for id N+1 are staged and synced first, then the superblock switches N → N+1, and only then
+does anybody see them.
+
+    line of a switch             superblock   catalogue            next opening
+    before staging               N            N                    N
+    staged                       N            N, rows of N+1       N: rows of N+1 removed
+    block 0 written              N+1          N+1                  N+1
+
+Invariants
+  L1  The view is that of the last durable switch; it never shows what isn't durable.
+  L2  A device under lease is neither deleted nor filled; a device open for writing is not filled.
+  L3  Timestamps of cuts never go back.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from uuid import UUID
+
+from replicator.errors import ConflictError, NotFoundError, UsageError
+from replicator.pdata.block import Words
+from replicator.pool.applying import CutChange, NothingChangedError, Outcome, ResizeChange, SwitchChange
+from replicator.pool.catalogue import Catalogue
+from replicator.pool.catalogue_schema import DEV_ID_LIMIT, LoggedPoint, Volume
+from replicator.pool.interface import CutMade, CutRequest, DeviceFacts, PoolStatus, Switch
+from replicator.pool.view import CatalogueView
+from replicator.thin.engine import Change, Engine
+from replicator.thin.held import release_metadata_snap, reserve_metadata_snap
+from replicator.thin.metadata import PoolMetadata
+
+PURGE_EVERY = 256  # switches between two removals of ended rows: cheap, and the file stays small
+
+
+@dataclass(slots=True)
+class LocalLease:
+    """Devices held in this process; it stands until it is released."""
+
+    devices: dict[int, DeviceFacts]
+    stands: bool
+    _let_go: Callable[[], None]
+
+    def release(self) -> None:
+        """End it; a second call does nothing."""
+        if self.stands:
+            self.stands = False
+            self._let_go()
+
+
+class LocalPool:
+    """The pool at `path`, open for writing here; `close` commits and ends the engine, the opener closes the rest."""
+
+    def __init__(
+        self,
+        path: Path,
+        engine: Engine,
+        catalogue: Catalogue,
+        *,
+        replayed: int = 0,
+        clock_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._path, self.engine, self.catalogue = path, engine, catalogue
+        self._replayed = replayed
+        self._clock_ns = clock_ns
+        self._view = catalogue.view(engine.metadata.superblock.transaction_id)
+        self._next_view = self._view
+        self._last_cut_ns = max((each.timestamp_ns for each in self._view.snapshots), default=0)
+        self._next_dev_id = max((each.dev_id for each in self._view.snapshots), default=0) % (DEV_ID_LIMIT - 1) + 1
+        self._leases: Counter[int] = Counter()
+        self._leases_lock = threading.Lock()
+        self.on_view: Callable[[CatalogueView], None] | None = None
+        engine.before_seal = self._stage
+        engine.after_commit = self._switched
+
+    @property
+    def path(self) -> Path:
+        return self._path
+
+    @property
+    def block_bytes(self) -> int:
+        return self.engine.block_bytes
+
+    # -- looking -----------------------------------------------------------------------------------------------
+
+    def view(self) -> CatalogueView:
+        """The catalogue as of the last durable switch (L1)."""
+        return self._view
+
+    def points(self, volume: UUID, limit: int, timeline: int | None = None) -> list[LoggedPoint]:
+        """The newest restore points of the volume that the log has."""
+        return self.catalogue.points(self._view.at_id, volume, limit, timeline)
+
+    def status(self) -> PoolStatus:
+        """The numbers of this instant."""
+        engine = self.engine
+        with engine.lock:
+            superblock, transaction = engine.metadata.superblock, engine.metadata.transaction
+            data, metadata = transaction.data.counts, transaction.metadata.counts
+            return PoolStatus(
+                uuid=self._view.pool.uuid,
+                transaction_id=self._view.at_id,
+                time=superblock.time,
+                block_bytes=engine.block_bytes,
+                data_blocks=data.nr_blocks,
+                data_free_blocks=engine.space.free_count,
+                metadata_blocks=metadata.nr_blocks,
+                metadata_free_blocks=metadata.free_count,
+                held_root=superblock.held_root,
+                dirty_count=engine.dirty.count,
+                commit_count=engine.commit_count,
+                last_pause_s=engine.last_pause_s,
+                failed=engine.failed,
+                owner_pid=os.getpid(),
+                replayed=self._replayed,
+                low_water_blocks=engine.space.low_water_blocks,
+            )
+
+    def facts(self, dev_ids: Sequence[int] = ()) -> dict[int, DeviceFacts]:
+        """The devices that there are, of those asked for; all of them when none is named."""
+        with self.engine.lock:
+            metadata = self.engine.metadata
+            wanted = dev_ids or metadata.dev_ids()
+            return {dev_id: facts for dev_id in wanted if (facts := _facts(metadata, dev_id)) is not None}
+
+    @contextmanager
+    def lease(self, dev_ids: Sequence[int]) -> Iterator[LocalLease]:
+        """Hold these devices for as long as the block lasts."""
+        lease = self.take_lease(dev_ids)
+        try:
+            yield lease
+        finally:
+            lease.release()
+
+    def take_lease(self, dev_ids: Sequence[int]) -> LocalLease:
+        """Hold these devices until `release` is called."""
+        with self.engine.lock, self._leases_lock:
+            found = {dev_id: _facts(self.engine.metadata, dev_id) for dev_id in dev_ids}
+            there = {dev_id: facts for dev_id, facts in found.items() if facts is not None}
+            missing = sorted(set(found) - set(there))
+            if missing:
+                raise NotFoundError(f"the pool has no thin device {missing[0]} (any more)")
+            self._leases.update(there)
+
+        def let_go() -> None:
+            with self._leases_lock:
+                self._leases.subtract(there)
+
+        return LocalLease(there, True, let_go)
+
+    def is_leased(self, dev_id: int) -> bool:
+        """Whether somebody reads the device under a lease."""
+        with self._leases_lock:
+            return self._leases[dev_id] > 0
+
+    # -- changing ----------------------------------------------------------------------------------------------
+
+    def switch(self, switch: Switch) -> int:
+        """One atomic change (pool/interface)."""
+        work = SwitchChange(switch, self)
+        outcome: Outcome = self.engine.change(
+            Change(
+                apply=work.apply,
+                prepare=work.prepare,
+                cut_devices=self._open_for_writing([origin for _, origin in switch.snapshot]),
+                deletes=bool(switch.delete or switch.fill),
+            )
+        )
+        return outcome.transaction_id
+
+    def _open_for_writing(self, dev_ids: Sequence[int]) -> list[int]:
+        devices = self.engine.devices
+        return [dev_id for dev_id in dev_ids if dev_id in devices and not devices[dev_id].read_only]
+
+    def cut(self, request: CutRequest) -> CutMade:
+        """Snapshots of live volumes at one instant (pool/interface)."""
+        made = self._view.cut(request.cut_id)
+        if made is not None:
+            return CutMade(made.cut_id, made.dev_ids, made.timestamp_ns, self._view.at_id)
+        live = [self._view.volume(uuid).dev_id for uuid in request.volumes]
+        work = CutChange(request, self)
+        change = Change(apply=lambda _: None, prepare=work.prepare, cut_devices=live)
+        change.apply = lambda metadata: work.apply(metadata, self._cut_time(change.cut_at_ns))
+        try:
+            outcome: Outcome = self.engine.change(change)
+        except NothingChangedError as same:
+            at_ns = self._cut_time(same.looked_at_ns)
+            return CutMade(request.cut_id, request.unless_equal, at_ns, self._view.at_id, made=False)
+        assert work.made is not None
+        return replace(work.made, transaction_id=outcome.transaction_id)
+
+    def clock_ns(self) -> int:
+        """Now, by the clock that this pool was given."""
+        return self._clock_ns()
+
+    def _cut_time(self, now_ns: int) -> int:
+        """`now_ns`, or one past the last cut's if the clock went back (L3)."""
+        self._last_cut_ns = max(now_ns, self._last_cut_ns + 1)
+        return self._last_cut_ns
+
+    def reserve(self, count: int) -> Words:
+        """Free data blocks for a client that writes them itself."""
+        if count < 0:
+            raise UsageError(f"{count} blocks can't be reserved")
+        return self.engine.space.take(count)
+
+    def give_back(self, blocks: Words) -> None:
+        """Reserved blocks that nobody maps."""
+        self.engine.space.give_back(blocks)
+
+    def resize(self, volume: UUID, size_bytes: int) -> int:
+        """Grow or shrink a volume, live or not.
+
+        Shrinking takes effect for clients first, then the last block's tail is zeroed, then one commit holds that, the
+        unmapping of what lies beyond, and the new size.
+        """
+        row = self._view.volume(volume)
+        work = ResizeChange(replace(row, size_bytes=size_bytes), self)
+        device = self.engine.devices.get(row.dev_id)
+        if size_bytes < row.size_bytes:
+            if device is None or device.read_only:
+                device = self.engine.open_device(row.dev_id, row.size_bytes, read_only=False)
+            with self.engine.gate.closed():
+                device.size_bytes = size_bytes
+            self._zero_tail(row, size_bytes)
+        outcome: Outcome = self.engine.change(Change(apply=work.apply, prepare=work.prepare))
+        if device is not None:
+            with self.engine.publish_lock:
+                device.table.resize(-(-size_bytes // self.block_bytes))
+                device.size_bytes = size_bytes
+        return outcome.transaction_id
+
+    def _zero_tail(self, row: Volume, size_bytes: int) -> None:
+        block, inside = divmod(size_bytes, self.block_bytes)
+        device = self.engine.devices[row.dev_id]
+        if inside:
+            with self.engine.gate.writing():
+                if device.entry(block):
+                    device.write_block(block, inside, memoryview(bytes(self.block_bytes - inside)))
+
+    def set_metadata_snapshot(self, held: bool) -> int:
+        """Reserve or release the metadata snapshot; returns the held root's block, 0 = none."""
+        act = reserve_metadata_snap if held else release_metadata_snap
+
+        def apply(metadata: PoolMetadata) -> Outcome:
+            act(metadata)
+            return Outcome()
+
+        def prepare(metadata: PoolMetadata) -> None:
+            there = metadata.superblock.held_root
+            if held and there:
+                raise ConflictError(f"block {there} holds a metadata snapshot already; release it first")
+            if not held and not there:
+                raise ConflictError("the pool holds no metadata snapshot")
+
+        self.engine.change(Change(apply=apply, prepare=prepare, deletes=not held))
+        return self.engine.metadata.superblock.held_root
+
+    def flush(self) -> None:
+        """Commit what live volumes have dirty."""
+        self.engine.commit()
+
+    def close(self) -> None:
+        """Commit, and end the engine."""
+        self.engine.close()
+
+    def next_dev_id(self) -> int:
+        """Where to look for a free dev_id first: behind the last one given, so that ids are given again late."""
+        return self._next_dev_id
+
+    def used_dev_id(self, dev_id: int) -> None:
+        """`dev_id` was given."""
+        self._next_dev_id = (dev_id + 1) % DEV_ID_LIMIT
+
+    # -- the one switch (from the committer) -------------------------------------------------------------------
+
+    def _stage(self, metadata: PoolMetadata, outcome: Outcome) -> None:
+        current = metadata.superblock.transaction_id
+        self.catalogue.stage(current + 1, outcome.changes)
+        self._next_view = self._view.after(outcome.changes, current + 1)
+        metadata.set_transaction_id(current, current + 1)
+        outcome.transaction_id = current + 1
+
+    def _switched(self, outcome: Outcome) -> None:
+        self._view = self._next_view
+        for dev_id in outcome.refilled:
+            with self.engine.publish_lock:
+                device = self.engine.devices.get(dev_id)
+                if device is not None:
+                    device.table.clear()
+        for dev_id in outcome.deleted:
+            self.engine.devices.pop(dev_id, None)
+        if self._view.at_id % PURGE_EVERY == 0:
+            self.catalogue.purge(self._view.at_id)
+        if self.on_view is not None:
+            self.on_view(self._view)
+
+
+def _facts(metadata: PoolMetadata, dev_id: int) -> DeviceFacts | None:
+    device = metadata.find(dev_id)
+    if device is None:
+        return None
+    return DeviceFacts(
+        dev_id, device.root, device.mapped_blocks, device.transaction_id, device.creation_time, device.snapshotted_time
+    )
