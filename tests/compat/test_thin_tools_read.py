@@ -109,4 +109,5 @@ def test_what_a_thin_check_refuses_ours_never_lets_pass(tmp_path: Path) -> None:
             ours = check(device)
         if theirs != refused or (theirs and ours.clean):
             wrong.append((name, refused, ours.findings[:2], [(verdict.engine, verdict.output) for verdict in refusals]))
+        paths[number].unlink()
     assert not wrong, "\n".join(map(str, wrong))

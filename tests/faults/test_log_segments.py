@@ -17,14 +17,20 @@ from replicator.events.codec import Event
 from replicator.events.state import StreamState
 from replicator.log.directory import DirectoryStore
 from replicator.log.interface import Appended, AppendOutcome, AppendUnknown
-from replicator.log.object_log import ObjectLog, directory_log
+from replicator.log.object_log import ObjectLog
 from replicator.log.writer import SegmentWriter
 from tests.support.event_streams import VOLUME, Script
-from tests.support.faulty_files import CrashError, Fault, FaultyFiles
+from tests.support.faulty_files import CrashError, Fault, FaultyFiles, UnsyncedFiles
 
 CALLS_MAX = 400
 ERRORS = (Fault.ERROR_BEFORE, Fault.ERROR_AFTER, Fault.FULL)
 CRASHES = (Fault.CRASH_BEFORE, Fault.CRASH_WITHIN, Fault.CRASH_AFTER)
+
+
+def healthy(path: Path) -> ObjectLog:
+    """The log as other processes see it."""
+    path.mkdir(exist_ok=True)
+    return ObjectLog(DirectoryStore(path, UnsyncedFiles()), create=True)
 
 
 def script_of() -> Script:
@@ -51,7 +57,7 @@ def publish(writer: SegmentWriter, events: list[Event], stands: list[int]) -> Ap
 
 def check_prefix(path: Path, events: list[Event], at_least: int) -> int:
     """The log reads as a prefix of `events` that holds all that was acknowledged; its length."""
-    reader = directory_log(path).reader(VOLUME, 1)
+    reader = healthy(path).reader(VOLUME, 1)
     read = list(reader.read(1))
     assert read == events[: len(read)]
     assert len(read) >= at_least, f"event {at_least} was acknowledged, {len(read)} stand"
@@ -63,7 +69,7 @@ def check_prefix(path: Path, events: list[Event], at_least: int) -> int:
 
 def finish(path: Path, script: Script) -> None:
     """A restarted publisher says the rest, then opens once more; nothing is left behind."""
-    log = directory_log(path)
+    log = healthy(path)
     with log.writer(VOLUME, 1) as writer:
         assert publish(writer, script.events, []) is None
         again = Script(writer.state).open()
@@ -79,7 +85,7 @@ def test_a_crash_at_every_call(tmp_path: Path, fault: Fault, power_cut: bool) ->
     script = script_of()
     for n in range(1, CALLS_MAX):
         path = tmp_path / str(n)
-        directory_log(path, create=True)
+        healthy(path)
         files, stands = FaultyFiles(n, fault), [0]
         try:
             with ObjectLog(DirectoryStore(path, files)).writer(VOLUME, 1) as writer:
@@ -100,7 +106,7 @@ def test_an_error_at_every_call(tmp_path: Path, fault: Fault) -> None:
     outcomes: set[str] = set()
     for n in range(1, CALLS_MAX):
         path = tmp_path / str(n)
-        directory_log(path, create=True)
+        healthy(path)
         files, stands = FaultyFiles(n, fault), [0]
         outcomes.add(publish_through(ObjectLogMaker(path, files), script, stands))
         files.end(power_cut=True)
@@ -153,7 +159,7 @@ def test_a_crash_at_every_call_of_a_trim_and_of_a_beacon(tmp_path: Path, fault: 
     beacons = [Beacon.of(script.state, 1, alive_at_ns) for alive_at_ns in (1, 2)]
     for n in range(1, CALLS_MAX):
         path = tmp_path / str(n)
-        log = directory_log(path, create=True)
+        log = healthy(path)
         with log.writer(VOLUME, 1) as writer:
             assert publish(writer, script.events, []) is None
         log.write_beacon(beacons[0])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from replicator.thin.check import check
 from replicator.thin.diff import diff
 from replicator.thin.dump import dump
 from replicator.thin.superblock import read_superblock
-from replicator.thin.view import PoolView
+from replicator.thin.view import DeviceEntry, PoolView
 from replicator.units import METADATA_BLOCK_BYTES
 from tests.support.golden import KernelPool
 from tests.support.thinpools import make_pool
@@ -56,29 +55,39 @@ def _block(image: bytes, number: int) -> bytes:
 
 def read_all(device: MemoryDevice) -> None:
     """Everything that a reader does with a pool; each step may fail by itself."""
-    steps: list[Callable[[], Any]] = [lambda: PoolView.held(device), lambda: PoolView.live(device)]
-    for step in steps:
+    for open_view in (PoolView.held, PoolView.live):
         try:
-            view = step()
+            view = open_view(device)
             devices = view.devices()
         except ReplicatorError:
             continue
-        asked = np.arange(0, 1000, 3, dtype=np.uint64)
         for entry, other in zip(devices, devices[1:] + devices[:1], strict=True):
-            for action in (
-                lambda view=view, entry=entry, asked=asked: view.lookup(entry.root, asked),
-                lambda view=view, entry=entry: view.highest_mapped(entry.root),
-                lambda view=view, entry=entry, other=other: sum(
-                    len(part) for part in diff(view.store, entry.root, other.root)
-                ),
-            ):
-                _by_itself(action)
-        _by_itself(lambda view=view: sum(text.count("\n") for text in dump(view)))
+            for action in (lookup, highest, compare):
+                _by_itself(action, view, entry, other)
+        _by_itself(print_all, view)
 
 
-def _by_itself(action: Callable[[], Any]) -> None:
+def lookup(view: PoolView, entry: DeviceEntry, _: DeviceEntry) -> None:
+    view.lookup(entry.root, np.arange(0, 1000, 3, dtype=np.uint64))
+
+
+def highest(view: PoolView, entry: DeviceEntry, _: DeviceEntry) -> None:
+    view.highest_mapped(entry.root)
+
+
+def compare(view: PoolView, entry: DeviceEntry, other: DeviceEntry) -> None:
+    for part in diff(view.store, entry.root, other.root):
+        assert len(part)
+
+
+def print_all(view: PoolView) -> None:
+    for text in dump(view):
+        assert text.endswith("\n") or not text
+
+
+def _by_itself(action: Callable[..., None], *arguments: object) -> None:
     try:
-        action()
+        action(*arguments)
     except ReplicatorError as error:
         assert error.message
 

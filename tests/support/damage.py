@@ -158,7 +158,7 @@ def _hidden_free(pool: Patient) -> None:
 
 
 def _late_hint(pool: Patient) -> None:
-    pool.put(pool.superblock.metadata_space_map.bitmap_root, BlockKind.INDEX, 28, 4000, 4)
+    pool.put(pool.superblock.metadata_space_map.bitmap_root, BlockKind.INDEX, 28, METADATA_BLOCKS - 9, 4)
 
 
 def _data_hint(pool: Patient) -> None:

@@ -23,7 +23,7 @@ from replicator.units import METADATA_BLOCK_BYTES
 from tests.support.thinimage import U64, Thin, ThinImage, Tree
 
 BASE, SNAPSHOT, GRANDCHILD, TWIN, EMPTY, SMALL, STRANGER = 1, 2, 3, 4, 5, 70_000, 16_777_215
-METADATA_BLOCKS = 4096
+METADATA_BLOCKS = 1024
 Run = tuple[int, int, str]
 _DELTA_WORDS = {"different": "changed", "left_only": "removed", "right_only": "added"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,9 +30,11 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def pool(sound: Path, tmp_path: Path) -> Patient:
-    shutil.copy(sound, tmp_path / "metadata")
-    return Patient(tmp_path / "metadata")
+def pool(sound: Path, tmp_path: Path) -> Iterator[Patient]:
+    path = tmp_path / "metadata"
+    shutil.copy(sound, path)
+    yield Patient(path)
+    path.unlink()
 
 
 @pytest.mark.parametrize("seed", range(3))
