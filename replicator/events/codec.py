@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from replicator._buffer import Buffer
 from replicator.events.bodies import Body
-from replicator.events.digests import digest128
+from replicator.events.digests import digest128, digest128_parts
 from replicator.events.header import HEADER_BYTES, Header, event_crc, pack_header, unpack_header
 from replicator.events.layouts import decode_body, encode_body, type_name, type_of
 from replicator.events.values import Link, Position
@@ -22,12 +22,22 @@ from replicator.events.values import Link, Position
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One record of a stream: header, body, the bytes that they are, and their digest."""
+    """One record of a stream: header, body, their digest, and the bytes that they are, in one part or several."""
 
     header: Header
     body: Body
     digest: bytes
-    encoded: Buffer = field(compare=False, repr=False)
+    parts: tuple[Buffer, ...] = field(compare=False, repr=False)
+
+    @property
+    def encoded(self) -> Buffer:
+        """All its bytes as one buffer (a copy where they are in parts: a sink had better write the parts)."""
+        return self.parts[0] if len(self.parts) == 1 else b"".join(self.parts)
+
+    @property
+    def length_bytes(self) -> int:
+        """How many bytes it has."""
+        return sum(len(part) for part in self.parts)
 
     @property
     def link(self) -> Link:
@@ -49,8 +59,8 @@ def encode_event(header: Header, body: Body) -> Event:
     parts = encode_body(body)
     length = sum(len(part) for part in parts)
     crc = event_crc(pack_header(header, length, 0), parts)
-    encoded = b"".join([pack_header(header, length, crc), *parts])
-    return Event(header, body, digest128(encoded), encoded)
+    whole = (pack_header(header, length, crc), *parts)
+    return Event(header, body, digest128_parts(whole), whole)
 
 
 def decode_event(data: Buffer, where: str = "event") -> Event:
@@ -62,4 +72,4 @@ def decode_opened(header: Header, digest: bytes, data: Buffer, where: str) -> Ev
     """As `decode_event`, where the header was unpacked and the digest computed before (a segment checks all first)."""
     place = f"{where}, volume {header.volume}, timeline {header.timeline}, event {header.sequence}"
     body = decode_body(header.type, memoryview(data)[HEADER_BYTES:], place)
-    return Event(header, body, digest, data)
+    return Event(header, body, digest, (data,))

@@ -7,6 +7,8 @@ a history that collides; authentication is the encryption's part.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import google_crc32c
 import numpy as np
 import xxhash
@@ -28,7 +30,7 @@ def digest128(data: Buffer) -> bytes:
     return xxhash.xxh3_128_digest(data)
 
 
-def digest128_parts(parts: list[Buffer]) -> bytes:
+def digest128_parts(parts: Sequence[Buffer]) -> bytes:
     """The xxh3-128 of `parts` as if they were one buffer."""
     state = xxhash.xxh3_128()
     for part in parts:

@@ -54,6 +54,7 @@ class Frame:
     codec: int
     raw_bytes: int
     data: bytes
+    crc32c: int
 
     @property
     def chunk_count(self) -> int:
@@ -102,15 +103,16 @@ class Compressor:
             first_page = int(ends[begin - 1]) if begin else 0
             data = pages[first_page * PAGE_BYTES : int(ends[end - 1]) * PAGE_BYTES]
             tables = (chunks[begin:end].tobytes(), kept_masks[begin:end].tobytes(), b"".join(hashes[begin:end]))
-            frames.append(Frame(*tables, *self._shrink(data)))
+            codec, stored = self._shrink(data)
+            frames.append(Frame(*tables, codec, len(data), stored, crc32c(stored)))
         return frames
 
-    def _shrink(self, pages: memoryview) -> tuple[int, int, bytes]:
-        """(codec, raw length, stored bytes) (F1)."""
+    def _shrink(self, pages: memoryview) -> tuple[int, bytes]:
+        """(codec, stored bytes) (F1)."""
         packed = self._zstd.compress(pages)
         if len(packed) < len(pages):
-            return CODEC_ZSTD, len(pages), packed
-        return CODEC_RAW, len(pages), bytes(pages)
+            return CODEC_ZSTD, packed
+        return CODEC_RAW, bytes(pages)
 
 
 def _frame_bounds(ends: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Iterator[tuple[int, int]]:
@@ -144,7 +146,7 @@ class _Gathered:
 
     def body(self) -> ChunksWritten:
         """The event's body."""
-        rows = [(f.chunk_count, f.codec, f.raw_bytes, len(f.data), crc32c(f.data)) for f in self.frames]
+        rows = [(f.chunk_count, f.codec, f.raw_bytes, len(f.data), f.crc32c) for f in self.frames]
         return ChunksWritten(
             indices=b"".join(f.indices for f in self.frames),
             masks=b"".join(f.masks for f in self.frames),

@@ -44,7 +44,7 @@ from replicator.units import MIB
 TEMPORARY = "temporary"
 _KNOWN_FOLDERS_MAX = 4096  # folders known to be durable; beyond it they are asked again
 _WRITE_PARTS_MAX = 512  # below every system's IOV_MAX
-_READ_BYTES = 16 * MIB  # one read call's share of an object
+_READ_BYTES = 256 * MIB  # one read call's share: a segment comes without being joined
 
 
 def _typed(path: str, error: OSError) -> ReplicatorError:

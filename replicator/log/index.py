@@ -143,7 +143,7 @@ class IndexBuilder:
         self.offsets.append(offset_bytes)
         body = event.body
         if isinstance(body, ChunksWritten):
-            self._add_written(body, offset_bytes + len(event.encoded), ordinal)
+            self._add_written(body, offset_bytes + event.length_bytes, ordinal)
         elif isinstance(body, ChunksDiscarded | ChunksZeroed):
             rows = np.zeros(len(body.table), dtype=RUN_ROW)
             rows["begin"], rows["end"] = body.table[:, 0], body.table[:, 1]

@@ -7,8 +7,8 @@ Trimming, failure table: `start` is written first, then segments below it are de
     after `start`                 the new start; names below it that nobody reads, removed by the next trim
 
 Invariants
-  T1  `start` never goes down, and names the end of a segment that stood.
-  T2  The last segment is never trimmed, so the tail can always be found.
+  Q1  `start` never goes down, and names the end of a segment that stood.
+  Q2  The last segment is never trimmed, so the tail can always be found.
 """
 
 from __future__ import annotations

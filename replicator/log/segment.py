@@ -113,8 +113,8 @@ class SegmentBuilder:
     def add(self, event: Event, after: StreamState) -> None:
         """Write `event`, which leads to `after`."""
         self._index.add(event, self.length_bytes)
-        self._sink.write([event.encoded])
-        self.length_bytes += len(event.encoded)
+        self._sink.write(list(event.parts))
+        self.length_bytes += event.length_bytes
         self.state = after
 
     @property

@@ -57,7 +57,7 @@ class SegmentWriter:
         self._builder: SegmentBuilder | None = None
         self._spent = False
         self._host = ""
-        self._opened = False
+        self._opened: Link | None = None
         self._entry: VolumeEntry | None = None
         self._durable = stream.checked_tail()
         self._checker = ChainChecker(self._durable)
@@ -84,8 +84,8 @@ class SegmentWriter:
             failed = self._roll() if closes or (self._builder and self._builder.full) else None
             if failed:
                 return failed
-        opened = any(isinstance(event.body, PublisherOpened) for event in events)
-        failed = self._roll() if self.state.open is None or opened else None
+        claims = self._opened is not None and self._opened.sequence > self._durable.sequence
+        failed = self._roll() if claims or self.state.open is None else None
         if failed:
             return failed
         self._after_roll()
@@ -108,6 +108,8 @@ class SegmentWriter:
         self._drop()
         self._durable = self._stream.checked_tail()
         self._checker = ChainChecker(self._durable)
+        if self._opened != self._durable.link:  # not known to be ours: the next PublisherOpened sweeps (W4)
+            self._opened = None
         self._spent = False
         return self._durable
 
@@ -145,7 +147,8 @@ class SegmentWriter:
         assert verdict is Verdict.APPLY, f"{event} isn't the next event"
         if isinstance(event.body, VolumeCreated | TimelineStarted | PublisherOpened):
             self._host = event.body.host
-        self._opened = self._opened or isinstance(event.body, PublisherOpened)
+        if isinstance(event.body, PublisherOpened):
+            self._opened = event.link
         if self._builder is None:
             sink = self._stream.store.create(self._stream.name_of(before.sequence + 1))
             self._builder = SegmentBuilder(sink, before)
@@ -169,12 +172,13 @@ class SegmentWriter:
         return None
 
     def _after_roll(self) -> None:
-        """Sweep and keep the catalogue, once they are ours to touch."""
-        if self._opened and self._builder is None:
+        """Sweep and keep the catalogue, once they are ours to touch and no sink of ours is open."""
+        if self._builder is not None:
+            return
+        if self._opened is not None:
             self._sweep()
-            self._opened = False
-            self._entry = None
-        if self._host and self._builder is None:
+            self._opened = self._entry = None
+        if self._host:
             self._keep_catalogue()
 
     def _sweep(self) -> None:

@@ -9,17 +9,21 @@ Beside each count stand flags of the running transaction:
     TAKEN   handed out and not counted yet, or freed and not yet durable: not to be allocated (P6)
     FRESH   allocated since the last commit: no committed structure refers to it (metadata only, where nobody
             but the transaction itself reads such a block, so that it may be used again at once)
+    LEFT    lost a reference since the last commit and has others still: shared on disk, whatever its count says
 
 Invariants
   C1  free = blocks with count 0 and not TAKEN; `free_count` is always that number.
   C2  A count that falls to 0 leaves TAKEN behind until `settle`, unless the block is FRESH.
   C3  `overflow` holds every block whose entry in the overflow tree may have changed since the last commit.
+  C4  A block that is shared in the committed state or in the running one isn't `is_exclusive` (P6): a power cut brings back
+      those who let go of it.
 """
 
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +34,7 @@ from replicator.pdata.block import Words
 
 TAKEN = np.uint8(1)
 FRESH = np.uint8(2)
+LEFT = np.uint8(4)
 _SECTION = np.uint64(ENTRIES_PER_BITMAP)
 _ONE = np.uint32(1)
 _EMPTY: Words = np.empty(0, dtype=np.uint64)
@@ -58,6 +63,7 @@ class CountArray:
         self.overflow: list[Words] = []
         self.freed: list[Words] = []
         self._counted: list[Words] = []
+        self._left: list[Words] = []
         self.section_free = np.zeros(0, dtype=np.int64)
         self.loaded = np.zeros(0, dtype=bool)
         self.dirty = np.zeros(0, dtype=bool)
@@ -86,6 +92,8 @@ class CountArray:
             part = slice(section * ENTRIES_PER_BITMAP, (section + 1) * ENTRIES_PER_BITMAP)
             new_values[part] = self.values[part]
         new_flags[: len(self.flags)] = self.flags
+        if self.nr_blocks % ENTRIES_PER_BITMAP and nr_blocks > self.nr_blocks:
+            self.section_free[-1] = max(self.section_free[-1], 1)  # whoever wrote it may not have counted the tail
         extra = sections - len(self.loaded)
         self.loaded = np.concatenate((self.loaded, np.zeros(extra, dtype=bool)))
         self.dirty = np.concatenate((self.dirty, np.zeros(extra, dtype=bool)))
@@ -99,9 +107,13 @@ class CountArray:
         self.values[start : start + ENTRIES_PER_BITMAP] = self._load(section)
         self.loaded[section] = True
 
-    def _ready(self, blocks: Words) -> npt.NDArray[np.int64]:
+    def _inside(self, blocks: Words) -> npt.NDArray[np.int64]:
         if blocks.size and int(blocks.max()) >= self.nr_blocks:
             raise DamageError(f"{self.what} block {int(blocks.max())} lies beyond the {self.nr_blocks} that there are")
+        return blocks.astype(np.int64)
+
+    def _ready(self, blocks: Words) -> npt.NDArray[np.int64]:
+        self._inside(blocks)
         sections = (blocks // _SECTION).astype(np.int64)
         for section in np.unique(sections[~self.loaded[sections]]).tolist():
             self._bring(section)
@@ -113,44 +125,66 @@ class CountArray:
         found: Counts = self.values[blocks.astype(np.int64)]
         return found
 
+    def is_exclusive(self, blocks: Words) -> npt.NDArray[np.bool_]:
+        """Whether one reference alone leads to each of `blocks`, in the running and in the committed state (C4)."""
+        self._ready(blocks)
+        index = blocks.astype(np.int64)
+        exclusive: npt.NDArray[np.bool_] = (self.values[index] == 1) & ((self.flags[index] & LEFT) == 0)
+        return exclusive
+
+    def mark_left(self, blocks: Words) -> None:
+        """`blocks` are shared in the committed state, through a node above them that the running one has no more."""
+        if blocks.size:
+            self.flags[self._inside(blocks)] |= LEFT
+            self._left.append(blocks)
+
     def add(self, blocks: Words) -> None:
-        """One more reference to each of the distinct `blocks`; a first one ends its TAKEN."""
+        """One more reference to each of `blocks` (as many as it stands there); a first one ends its TAKEN."""
         if not blocks.size:
             return
         sections = self._ready(blocks)
         index = blocks.astype(np.int64)
         old = self.values[index]
-        self.values[index] = old + _ONE
+        np.add.at(self.values, index, _ONE)
         self.dirty[sections] = True
-        first = index[old == 0]
+        first = blocks[old == 0]
         if first.size:
+            first = np.unique(first)
+            places = first.astype(np.int64)
             self.nr_allocated += first.size
-            self.held_count -= int(np.count_nonzero(self.flags[first] & TAKEN))
-            self.flags[first] &= ~TAKEN
-            self._counted.append(blocks[old == 0])
-        over = blocks[old >= OVERFLOW - 1]
+            self.held_count -= int(np.count_nonzero(self.flags[places] & TAKEN))
+            self.flags[places] &= ~TAKEN
+            self._counted.append(first)
+        over = blocks[self.values[index] >= OVERFLOW]
         if over.size:
             self.overflow.append(over)
 
     def drop(self, blocks: Words) -> Words:
-        """One reference less to each of the distinct `blocks`; returns those that nothing refers to any more."""
+        """One reference less to each of `blocks` (as many as it stands there); returns those that have none any more.
+
+        DamageError with nothing dropped when one of them has fewer than that.
+        """
         if not blocks.size:
             return _EMPTY
         sections = self._ready(blocks)
         index = blocks.astype(np.int64)
         old = self.values[index]
-        if not old.all():
+        np.subtract.at(self.values, index, _ONE)
+        new = self.values[index]
+        if (new >= old).any():
+            np.add.at(self.values, index, _ONE)
             raise DamageError(
-                f"{self.what} block {int(blocks[old == 0][0])} is referred to, but its count is 0",
+                f"{self.what} block {int(blocks[new >= old][0])} is referred to more often than its count says",
                 mend="replicator pool check names all that is wrong",
             )
-        self.values[index] = old - _ONE
         self.dirty[sections] = True
         over = blocks[old >= OVERFLOW]
         if over.size:
             self.overflow.append(over)
-        dead = blocks[old == 1]
+        self.mark_left(blocks[new > 0])
+        dead = blocks[new == 0]
         if dead.size:
+            dead = np.unique(dead) if (old - new > 1).any() else dead
             self._bury(dead)
         return dead
 
@@ -174,17 +208,19 @@ class CountArray:
                 f"{self.what} space is out: {self.free_count} of {self.nr_blocks} blocks are free, {count} are needed",
                 mend=f"grow it: replicator pool grow POOL --{self.what} +SIZE",
             )
+        if not count:
+            return _EMPTY
         found: list[Words] = []
         missing = count
         for section, low in self._places():
-            if not missing:
-                break
             free = self._free_in(section, low)[:missing]
             if free.size:
                 self.flags[free.astype(np.int64)] = self._mark
                 found.append(free)
                 missing -= free.size
                 self._cursor = int(free[-1]) + 1
+            if not missing:
+                break
         taken: Words = np.concatenate(found) if found else _EMPTY
         self.held_count += taken.size
         if missing:
@@ -195,12 +231,12 @@ class CountArray:
             )
         return taken
 
-    def _places(self) -> list[tuple[int, int]]:
+    def _places(self) -> Iterator[tuple[int, int]]:
         """Where to look for free blocks, as (section, first block): from the cursor on, then from the start."""
-        first = min(self._cursor // ENTRIES_PER_BITMAP, max(self.sections - 1, 0))
-        later = [(section, section * ENTRIES_PER_BITMAP) for section in range(first + 1, self.sections)]
-        earlier = [(section, section * ENTRIES_PER_BITMAP) for section in range(first + 1)]
-        return [(first, self._cursor), *later, *earlier]
+        first = min(self._cursor // ENTRIES_PER_BITMAP, self.sections - 1)
+        yield first, self._cursor
+        for section in chain(range(first + 1, self.sections), range(first + 1)):
+            yield section, section * ENTRIES_PER_BITMAP
 
     def _free_in(self, section: int, low: int) -> Words:
         if not self.loaded[section]:
@@ -226,10 +262,12 @@ class CountArray:
         return freed
 
     def end_transaction(self) -> None:
-        """The commit is durable: what it counted is committed now, no longer FRESH."""
+        """The commit is durable: what it counted is committed now, no longer FRESH; who let go has let go (LEFT)."""
         for blocks in self._counted:
             self.flags[blocks.astype(np.int64)] &= ~FRESH
-        self._counted = []
+        for blocks in self._left:
+            self.flags[blocks.astype(np.int64)] &= ~LEFT
+        self._counted, self._left = [], []
         self.dirty[:] = False
 
     def settle(self, freed: Words) -> None:

@@ -34,7 +34,7 @@ from replicator.pdata.counts import CountArray
 from replicator.pdata.node import BITMAP_INDEX, INDEX_ENTRY_DTYPE, REF_COUNTS
 from replicator.pdata.smroot import SpaceMapRoot
 from replicator.pdata.store import MetadataStore
-from replicator.pdata.tree import walk
+from replicator.pdata.tree import leaf_count, walk
 
 if TYPE_CHECKING:
     from replicator.pdata.transaction import Transaction
@@ -51,6 +51,7 @@ class SpaceMap:
     index: IndexEntries
     bitmap_root: int
     ref_count_root: int
+    _leaves_of: tuple[int, int] = (0, 0)
 
     @classmethod
     def empty(cls, what: str, store: MetadataStore, nr_blocks: int, *, recycle: bool) -> SpaceMap:
@@ -94,6 +95,14 @@ class SpaceMap:
         counts = self.counts
         return SpaceMapRoot(counts.nr_blocks, counts.nr_allocated, self.bitmap_root, self.ref_count_root)
 
+    def overflow_leaves(self) -> int:
+        """How many leaves the overflow tree has, by its inner nodes; asked again only when it has changed."""
+        root, known = self._leaves_of
+        if root != self.ref_count_root:
+            known = leaf_count(self.store, self.ref_count_root, REF_COUNTS)
+            self._leaves_of = self.ref_count_root, known
+        return known
+
     def load_section(self, section: int) -> Counts:
         """The 16,320 counts of one bitmap, overflow included."""
         block = int(self.index["block"][section])
@@ -108,7 +117,10 @@ class SpaceMap:
 
     def grow(self, nr_blocks: int) -> None:
         """Cover `nr_blocks`; the new bitmaps are written by the next commit."""
+        old = self.counts.nr_blocks
         self.counts.grow(nr_blocks)
+        if old % ENTRIES_PER_BITMAP and nr_blocks > old:
+            self.counts.dirty[old // ENTRIES_PER_BITMAP] = True  # its free tail is real now, and must be counted (P2)
         extra = np.zeros(self.counts.sections - len(self.index), dtype=INDEX_ENTRY_DTYPE)
         self.index = np.concatenate((self.index, extra))
         self.counts.dirty |= self.index["block"] == 0

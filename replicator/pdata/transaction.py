@@ -30,13 +30,14 @@ import numpy.typing as npt
 
 from replicator.errors import ReplicatorError
 from replicator.pdata.block import Words
-from replicator.pdata.node import INTERNAL_MAX, MAPPING, TOP_LEVEL, Nodes, TreeKind, encode
+from replicator.pdata.node import MAPPING, TOP_LEVEL, Nodes, TreeKind, encode
+from replicator.pdata.room import PoolShape
 from replicator.pdata.spacemap import SpaceMap
 from replicator.pdata.store import MetadataStore
 from replicator.pdata.update import Update, Updated
 from replicator.units import METADATA_BLOCK_BYTES
 
-MAX_MAPPING_DEPTH = 4  # 84 ** 4 * 84 mappings and more: beyond what 15.875 GiB of metadata hold
+_DROP_NODES = 4096  # nodes of a dying tree that are read at once: 16 MiB
 _LARGEST_WRITE_BLOCKS = 256  # 1 MiB a pwritev
 _TIME_SHIFT = np.uint64(24)
 
@@ -73,19 +74,23 @@ class Transaction:
     def release(self, blocks: Words) -> Words:
         """One reference less to each of the distinct `blocks`; returns those that are gone."""
         dead = self.metadata.counts.drop(blocks)
+        self._forget_pending(dead)
+        return dead
+
+    def _forget_pending(self, dead: Words) -> None:
         if dead.size and self.store.pending:
             for block in dead.tolist():
                 self.store.pending.pop(block, None)
-        return dead
 
     def shadow(self, blocks: Words, kind: TreeKind) -> Nodes:
         """Read nodes that will be replaced by copies: their count falls, the children of the shared ones gain one."""
         nodes = self.store.read_nodes(blocks, kind)
-        shared = self.metadata.counts.get(blocks) > 1
-        if shared.any():
-            mask = nodes.mask()
-            mask[~shared] = False
-            self._share(nodes.values[mask], nodes.leaf, kind)
+        counts = self.metadata.counts
+        exclusive = counts.is_exclusive(blocks)
+        if not exclusive.all():
+            shared = counts.get(blocks) > 1
+            self._share(nodes.values[nodes.mask() & shared[:, None]], nodes.leaf, kind)
+            self._leave(nodes.values[nodes.mask() & ~(shared | exclusive)[:, None]], nodes.leaf, kind)
         self.release(blocks)
         return nodes
 
@@ -94,6 +99,13 @@ class Transaction:
             self.metadata.counts.add(values)
         elif kind is MAPPING:
             self.data.counts.add(values >> _TIME_SHIFT)
+
+    def _leave(self, values: npt.NDArray[Any], leaf: bool, kind: TreeKind) -> None:
+        """The children of nodes that are shared on disk only: so are they, once the copies name them."""
+        if not leaf or kind is TOP_LEVEL:
+            self.metadata.counts.mark_left(values)
+        elif kind is MAPPING:
+            self.data.counts.mark_left(values >> _TIME_SHIFT)
 
     def forget_values(self, kind: TreeKind, values: npt.NDArray[Any]) -> None:
         """Leaf values that a batch overwrites or deletes; a mapping's data block loses a reference."""
@@ -122,35 +134,55 @@ class Transaction:
         """One more reference to a tree's root: a snapshot, or a held copy."""
         self.metadata.counts.add(np.array([root], dtype=np.uint64))
 
-    def drop_subtree(self, blocks: Words, kind: TreeKind) -> Words:
-        """Drop one level of a dying tree: a reference of each of `blocks`; returns the children to drop next.
+    def drop_subtree(self, blocks: Words, kind: TreeKind) -> tuple[Words, TreeKind]:
+        """Drop one level of dying trees: a reference of each of `blocks` (as many as it stands there).
 
+        Returns the children to drop next, and of which kind of tree they are: a top-level leaf leads to mapping trees.
         Leaves' data blocks lose their reference at once. One level, so that the caller can go in slices.
         """
-        last = blocks[self.metadata.counts.get(blocks) == 1]
-        children = np.empty(0, dtype=np.uint64)
-        if last.size:
-            nodes = self.store.read_nodes(last, kind)
+        dead = self.metadata.counts.drop(blocks)
+        children: Words = np.empty(0, dtype=np.uint64)
+        if dead.size:
+            nodes = self.store.read_nodes(np.sort(dead), kind)
             _, values = nodes.flat()
-            if not nodes.leaf or kind is TOP_LEVEL:
-                children = values.astype(np.uint64)
-            else:
+            if nodes.leaf and kind is TOP_LEVEL:
+                children, kind = values.astype(np.uint64), MAPPING
+            elif nodes.leaf:
                 self.forget_values(kind, values)
-        self.release(blocks)
-        return children
+            else:
+                children = values.astype(np.uint64)
+            self._forget_pending(dead)
+        return children, kind
 
-    def worst_case_blocks(self, dirty_count: int) -> int:
-        """Metadata blocks that committing `dirty_count` mapping changes may need at most (P8).
+    def drop_tree(self, root: int, kind: TreeKind) -> None:
+        """One reference less to a tree; what only it reached is free after the commit. Memory is bounded by slices."""
+        waiting = [(np.array([root], dtype=np.uint64), kind)]
+        while waiting:
+            blocks, level = waiting.pop()
+            children, below = self.drop_subtree(blocks[:_DROP_NODES], level)
+            if blocks[_DROP_NODES:].size:
+                waiting.append((blocks[_DROP_NODES:], level))
+            if children.size:
+                waiting.append((children, below))
 
-        Each its own leaf, split, on a path of its own; the overflow leaves of all counts that copied leaves may raise
-        to three; every bitmap that there is; the index, details and top-level paths.
-        """
+    def shape(self, *, trees: int = 1, mapped_blocks: int | None = None) -> PoolShape:
+        """What bounds a commit that changes `trees` mapping trees with `mapped_blocks` in all (default: any)."""
         data, metadata = self.data.counts, self.metadata.counts
-        leaves = min(2 * dirty_count, data.nr_blocks // (INTERNAL_MAX // 3) + 2 * dirty_count // 3 + 8)
-        inner = leaves // (INTERNAL_MAX // 3) + 4 * MAX_MAPPING_DEPTH
-        paths = min(dirty_count * (MAX_MAPPING_DEPTH - 1), 2 * inner + dirty_count)
-        overflow = min(dirty_count * INTERNAL_MAX, data.nr_blocks) // 112 + 16
-        return leaves + paths + overflow + data.sections + metadata.sections + data.sections // 56 + 64
+        return PoolShape(
+            free_blocks=metadata.free_count,
+            data_blocks=data.nr_blocks,
+            data_sections=data.sections,
+            data_overflow_leaves=self.data.overflow_leaves(),
+            metadata_allocated=metadata.nr_allocated,
+            metadata_sections=metadata.sections,
+            metadata_overflow_leaves=self.metadata.overflow_leaves(),
+            mapped_blocks=trees * data.nr_blocks if mapped_blocks is None else mapped_blocks,
+            trees=trees,
+        )
+
+    def worst_case_blocks(self, weight: int) -> int:
+        """Metadata blocks that a commit of mapping changes of this weight in one tree may need (P8; pdata/room)."""
+        return self.shape().worst_case(weight)
 
     def place(self) -> None:
         """Give both space maps their new homes; nothing may change any more before `finish`."""

@@ -76,6 +76,20 @@ def lookup_one(store: MetadataStore, root: int, key: int, kind: TreeKind) -> Any
     return values[0] if found[0] else None
 
 
+def leaf_count(store: MetadataStore, root: int, kind: TreeKind) -> int:
+    """How many leaves the tree has; only the first leaf is read."""
+    level = np.array([root], dtype=np.uint64)
+    for _ in range(MAX_DEPTH):
+        if store.read_nodes(level[:1], kind).leaf:
+            return len(level)
+        level = np.concatenate(
+            [store.read_nodes(level[at : at + _WALK_NODES], kind).flat()[1] for at in range(0, len(level), _WALK_NODES)]
+        )
+        if len(level) > store.nr_blocks:
+            break
+    raise _too_deep(store, kind, root)
+
+
 def walk(
     store: MetadataStore, root: int, kind: TreeKind, begin: int = 0, end: int | None = None
 ) -> Iterator[tuple[Words, npt.NDArray[Any]]]:

@@ -118,12 +118,11 @@ class SwitchChange:
         switch = self.switch
         for dev_id in switch.create:
             metadata.create_thin(dev_id)
+        waiting = list(switch.fill)
         for dev_id, origin in switch.snapshot:
+            waiting = _fill(metadata, waiting, origin)
             metadata.create_snap(dev_id, origin)
-        for filling in switch.fill:
-            for begin, end in filling.unmapped.tolist():
-                unmap_range(metadata, filling.dev_id, begin, end)
-            metadata.map(filling.dev_id, filling.virtual_blocks, filling.data_blocks)
+        _fill(metadata, waiting)
         for dev_id in switch.delete:
             metadata.delete(dev_id)
         if switch.grow_data_blocks:
@@ -132,6 +131,19 @@ class SwitchChange:
             metadata.grow_metadata(switch.grow_metadata_blocks)
         refilled = tuple(filling.dev_id for filling in switch.fill)
         return Outcome(list(switch.changes), refilled, tuple(switch.delete))
+
+
+def _fill(metadata: PoolMetadata, fillings: list[Filling], only: int | None = None) -> list[Filling]:
+    """Do those of the device `only` (None: all of them); returns the others."""
+    left = []
+    for filling in fillings:
+        if only not in (None, filling.dev_id):
+            left.append(filling)
+            continue
+        for begin, end in filling.unmapped.tolist():
+            unmap_range(metadata, filling.dev_id, begin, end)
+        metadata.map(filling.dev_id, filling.virtual_blocks, filling.data_blocks)
+    return left
 
 
 class CutChange:

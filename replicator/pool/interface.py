@@ -58,9 +58,11 @@ class Filling:
 
 @dataclass(frozen=True, slots=True)
 class Switch:
-    """One atomic change of the pool, done in this order: create, snapshot, fill, delete, grow; with `changes`.
+    """One atomic change of the pool: create, fill and snapshot, delete, grow; with `changes`.
 
-    `snapshot` holds (new dev_id, origin dev_id); an origin that is open for writing is cut like a live volume.
+    `snapshot` holds (new dev_id, origin dev_id); an origin that is open for writing is cut like a live volume. A
+    snapshot equals what the switch makes of its origin: an origin is filled before its snapshots are made, in their
+    order, and they are filled afterwards.
     `grow_data_blocks`, `grow_metadata_blocks`: new totals, 0 = as it is.
     """
 

@@ -76,10 +76,12 @@ class ThinDevice:
 
     def entry(self, virtual_block: int) -> int:
         """The page table's entry of one block, loaded when it isn't there."""
-        stretch = self.table.stretches[virtual_block >> STRETCH_SHIFT]
-        if stretch is None:
-            stretch = self.engine.load_stretch(self, virtual_block >> STRETCH_SHIFT)
-        return stretch[virtual_block & STRETCH_MASK]
+        return self.stretch(virtual_block >> STRETCH_SHIFT)[virtual_block & STRETCH_MASK]
+
+    def stretch(self, index: int) -> memoryview:
+        """A stretch of the page table, loaded when it isn't there."""
+        stretch = self.table.stretches[index]
+        return self.engine.load_stretch(self, index) if stretch is None else stretch
 
     def runs(self, offset_bytes: int, length_bytes: int) -> Iterator[tuple[int, int, int]]:
         """(offset, length, where) of pieces that read from one place: `where` is a byte of the data device, or -1.

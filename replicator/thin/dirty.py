@@ -122,7 +122,8 @@ def fold(changes: DirtySet) -> Folded:
         last[:-1] = keys[1:] != keys[:-1]
     runs = np.stack((changes.begins[~mapped], changes.begins[~mapped] + changes.values[~mapped]), axis=1)
     for (begin, end), place in zip(runs.tolist(), order[~mapped].tolist(), strict=True):
-        part = slice(int(np.searchsorted(keys, begin)), int(np.searchsorted(keys, end)))
+        low, high = np.searchsorted(keys, np.array((begin, end), dtype=np.uint64)).tolist()
+        part = slice(low, high)
         last[part] &= places[part] > place
     return Folded(keys[last], blocks[last], merge_ranges(runs), np.unique(blocks[~last]))
 
@@ -175,7 +176,7 @@ class DirtyLog:
             raise UsageError(f"the dirty file needs room for {SMALLEST_CAPACITY} records, not {capacity}")
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            if os.fstat(fd).st_size == 0:
+            if not any(os.pread(fd, _HEADER_BYTES, 0)):  # empty, or its maker died before it had a header
                 _write_new(fd, path, pool_uuid, capacity)
             size = os.fstat(fd).st_size
             map_ = mmap.mmap(fd, size)
@@ -184,7 +185,7 @@ class DirtyLog:
         if size < _HEADER_BYTES or map_[:16] != struct.pack("<8sQ", MAGIC, VERSION):
             raise DamageError(f"{path} isn't a dirty file of version {VERSION}", mend=f"move {path} away: see README")
         found = int.from_bytes(map_[48:56], "little")
-        if size != _HEADER_BYTES + 48 * found:
+        if found < SMALLEST_CAPACITY or size != _HEADER_BYTES + 48 * found:
             raise DamageError(f"{path} has {size} bytes, not {_HEADER_BYTES + 48 * found}", mend=f"move {path} away")
         if map_[32:48] != pool_uuid:
             raise DamageError(f"{path} belongs to another pool", mend="put the pool's own files together again")
@@ -203,9 +204,11 @@ class DirtyLog:
         return DirtySet.of_records(self._halves[half][: 3 * count].reshape(-1, 3).copy())
 
     @property
-    def was_void(self) -> bool:
-        """Whether the last owner gave its dirty sets up after a failed flush (in this boot)."""
-        return bool(int(self._words[_STATE]) & _VOID) and self._map[16:32] == boot_id()
+    def given_up(self) -> int:
+        """How many acknowledged changes the last owner gave up after a failed flush (in this boot)."""
+        if not int(self._words[_STATE]) & _VOID or self._map[16:32] != boot_id():
+            return 0
+        return len(self._half(0)) + len(self._half(1))
 
     def to_replay(self, current_sum: int) -> list[DirtySet]:
         """The sets to fold onto the superblock with `current_sum`, older first; DamageError if they build on another.
@@ -270,6 +273,7 @@ class DirtyLog:
         """Swap: what was active is frozen until `committed`, new changes go to the other half. O(1)."""
         frozen, half = self.count, self._active
         self._words[_COUNTS + 1 - half] = 0
+        self._words[_RESULT] = 0  # the last commit's result is this one's base: it must not speak for this frozen half
         self._words[_STATE] = (1 - half) | _FROZEN
         self._active, self.count = 1 - half, 0
         self._place = _HEADER_BYTES + self._active * self.capacity * 24
@@ -296,6 +300,7 @@ class DirtyLog:
 
 
 def _write_new(fd: int, path: Path, pool_uuid: bytes, capacity: int) -> None:
+    os.ftruncate(fd, 0)
     length = _HEADER_BYTES + 2 * capacity * 24
     header = bytearray(_HEADER_BYTES)
     struct.pack_into("<8sQ16s16sQ", header, 0, MAGIC, VERSION, boot_id(), pool_uuid, capacity)

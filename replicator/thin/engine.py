@@ -178,11 +178,12 @@ class Engine:
         self._check_alive()
 
     def _wait_outside(self) -> None:
-        self.gate.leave()
-        try:
+        with self.gate.outside():
             self.commit()
-        finally:
-            self.gate.enter()
+
+    def has_room(self, count: int) -> bool:
+        """Whether `count` blocks can be provisioned now without waiting for tree work or a commit."""
+        return self.space.stock_count >= count and self.dirty.count + count <= self._dirty_limit
 
     def wait_for_space(self) -> None:
         """No data block was to be had: what the next commit frees may help; else NoSpaceError (P8)."""

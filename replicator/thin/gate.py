@@ -42,6 +42,7 @@ class Gate:
         self._closed = False
         self.generation = 1
         self._slots: list[Slot] = []
+        self._own = threading.local()
         self._limbo: list[tuple[int, Words]] = []
 
     # -- writers and cuts ------------------------------------------------------------------------------------
@@ -70,6 +71,22 @@ class Gate:
             self.leave()
 
     @contextmanager
+    def outside(self) -> Iterator[None]:
+        """For a writer inside that has to wait for a commit: leaves, and shows no generation, which would keep what
+        that commit frees from being reclaimed; what it looked up before is void."""
+        slot: Slot | None = getattr(self._own, "slot", None)
+        shown = slot.generation if slot is not None else IDLE
+        self.leave()
+        if slot is not None:
+            slot.generation = IDLE
+        try:
+            yield
+        finally:
+            self.enter()
+            if slot is not None and shown != IDLE:
+                slot.generation = self.generation
+
+    @contextmanager
     def closed(self) -> Iterator[None]:
         """No write is in flight inside the block, and none begins."""
         with self._changed:
@@ -88,8 +105,8 @@ class Gate:
     # -- grace -----------------------------------------------------------------------------------------------
 
     def register(self) -> Slot:
-        """A slot for one thread that serves I/O; it sets its generation to the gate's before a batch, IDLE after."""
-        slot = Slot()
+        """The calling thread's slot, if it serves I/O: its generation is the gate's during a batch, IDLE after it."""
+        slot = self._own.slot = Slot()
         with self._changed:
             self._slots.append(slot)
         return slot

@@ -225,8 +225,9 @@ class PoolMetadata:
     def create_snap(self, dev_id: int, origin_id: int) -> Device:
         """A snapshot of `origin_id`, sharing its blocks: O(1). Its mappings must be up to date (nothing dirty)."""
         self._check_new(dev_id)
-        origin = self._own(origin_id)
+        self.device(origin_id)
         time = self.advance_time()
+        origin = self._own(origin_id)
         origin.snapshotted_time = time
         self.transaction.share_root(origin.root)
         device = Device(dev_id, origin.root, origin.mapped_blocks, self.superblock.transaction_id, time, time)
@@ -236,9 +237,7 @@ class PoolMetadata:
     def delete(self, dev_id: int) -> None:
         """Remove a device; data and metadata blocks that only it used are free after the commit."""
         device = self._own(dev_id)
-        blocks = np.array([device.root], dtype=np.uint64)
-        while blocks.size:
-            blocks = self.transaction.drop_subtree(blocks, MAPPING)
+        self.transaction.drop_tree(device.root, MAPPING)
         key = np.array([dev_id], dtype=np.uint64)
         self._remove(key)
         del self._changed[dev_id]
@@ -259,7 +258,7 @@ class PoolMetadata:
         if not virtual_blocks.size:
             return
         device = self._own(dev_id)
-        if time is None:
+        if time is None or time >= self.superblock.time:
             self._mapped_now = True
         values = pack_many(data_blocks, self.mapping_time if time is None else time)
         none = np.zeros(len(virtual_blocks), dtype=bool)

@@ -1,7 +1,8 @@
 """Which blocks of a device are its own: mapped entries of a range, each with whether anything else reaches it.
 
-Used by thin/device when it loads a stretch of its page table. A data block is exclusive when its count is 1 and no
-node on the path to its entry has a count above 1 (a block inside a shared leaf still has count 1).
+Used by thin/engine when it loads a stretch of a page table. A data block is exclusive when its count is 1 and no node
+on the path to its entry has a count above 1 (a block inside a shared leaf still has count 1), and when both were so
+before the running transaction, too (P6: a power cut brings back who shared it).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def mapped_entries(
     counts = transaction.metadata.counts
     low, high = np.uint64(begin), np.uint64(end - 1)
     blocks = np.array([root], dtype=np.uint64)
-    shared = counts.get(blocks) > 1
+    shared = ~counts.is_exclusive(blocks)
     for _ in range(MAX_DEPTH):
         nodes = transaction.store.read_nodes(blocks, MAPPING)
         keys, values = nodes.flat()
@@ -35,12 +36,12 @@ def mapped_entries(
             first = int(np.searchsorted(keys, low))
             data_blocks = values[first:last] >> _TIME_SHIFT
             own = ~above[first:last]
-            own[own] = transaction.data.counts.get(data_blocks[own]) == 1
+            own[own] = transaction.data.counts.is_exclusive(data_blocks[own])
             return keys[first:last], data_blocks, own
         first = max(int(np.searchsorted(keys, low, side="right")) - 1, 0)
         blocks = values[first:last]
         if not blocks.size:
             none = np.empty(0, dtype=np.uint64)
             return none, none, np.empty(0, dtype=bool)
-        shared = above[first:last] | (counts.get(blocks) > 1)
+        shared = above[first:last] | ~counts.is_exclusive(blocks)
     raise FormatError(f"mapping tree at block {root}", f"at most {MAX_DEPTH} levels", "more")

@@ -6,14 +6,16 @@ memory and free on disk: after a crash nobody has them.
 Invariants
   K1  A block handed out is in no committed map, in nobody's page table, and room for it is allocated on the data
       device before it is written (P8).
-  K2  `low_water` is told once per crossing, and again only after room has been above it.
+  K2  Room is allocated for blocks that nobody has yet, so never beside a write to the same place (a file system
+      without fallocate gets it by reading and writing bytes).
+  K3  `low_water` is told once per crossing, and again only after room has been above it.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -23,7 +25,7 @@ from replicator.pdata.block import Words
 from replicator.pdata.counts import CountArray
 
 STOCK_BLOCKS = 8192  # at 10,000 first touches a second most of a second's worth, longer than any tree work lasts
-_WINDOW_BYTES = 16 << 20  # room on the data device is allocated in stretches of this size
+_AHEAD_BYTES = 16 << 20  # so much room on the data device is allocated at once, ahead of its use
 
 
 class Preallocating(Protocol):
@@ -42,9 +44,10 @@ class DataSpace:
         self._counts, self._lock = counts, lock
         self._device = device if hasattr(device, "preallocate") else None
         self._block_bytes = block_bytes
-        self._window_blocks = max(1, _WINDOW_BYTES // block_bytes)
-        self._windows: set[int] = set()
+        self._ahead_blocks = max(1, _AHEAD_BYTES // block_bytes)
+        self._ready: deque[int] = deque()
         self._stock: deque[int] = deque()
+        self._readying = threading.Lock()
         self.low_water_blocks = low_water_blocks
         self._told = False
         self.on_low_water: Callable[[int], None] | None = None
@@ -52,21 +55,40 @@ class DataSpace:
     @property
     def free_count(self) -> int:
         """Free blocks, the stock's included."""
-        return self._counts.free_count + len(self._stock)
+        return self._counts.free_count + self.stock_count
+
+    @property
+    def stock_count(self) -> int:
+        """Blocks that are to be had without waiting for tree work."""
+        return len(self._ready) + len(self._stock)
 
     def take_one(self) -> int:
-        """One free block; NoSpaceError when there is none. The stock is refilled only when it is empty."""
-        try:
-            return self._stock.popleft()
-        except IndexError:
-            self.refill()
-        try:
-            return self._stock.popleft()
-        except IndexError:
-            raise NoSpaceError(
-                f"data space is out: none of {self._counts.nr_blocks} blocks is free",
-                mend="grow it: replicator pool grow POOL --data +SIZE; or delete snapshots, or trim volumes",
-            ) from None
+        """One free block with room behind it; NoSpaceError when there is none. Waits only when the stock is empty."""
+        while True:
+            try:
+                return self._ready.popleft()
+            except IndexError:
+                self.ensure_one()
+
+    def ensure_one(self) -> None:
+        """A block is ready to be taken (by whoever comes first); NoSpaceError when the pool, or its disk, is full."""
+        with self._readying:
+            if self._ready:
+                return
+            if not self._stock:
+                self.refill()
+            blocks = [self._stock.popleft() for _ in range(min(self._ahead_blocks, len(self._stock)))]
+            if not blocks:
+                raise NoSpaceError(
+                    f"data space is out: none of {self._counts.nr_blocks} blocks is free",
+                    mend="grow it: replicator pool grow POOL --data +SIZE; or delete snapshots, or trim volumes",
+                )
+            try:
+                self._make_room(np.array(blocks, dtype=np.uint64))
+            except BaseException:
+                self._stock.extendleft(reversed(blocks))
+                raise
+            self._ready.extend(blocks)
 
     def take(self, count: int) -> Words:
         """`count` blocks at once, for a receiver that writes them itself; NoSpaceError with nothing taken."""
@@ -74,18 +96,20 @@ class DataSpace:
             if count > self._counts.free_count:
                 self._put_stock_back()
             blocks = self._counts.take(count)
-            self._make_room(blocks)
             self._watch()
-            return blocks
+        try:
+            self._make_room(blocks)
+        except BaseException:
+            self.give_back(blocks)
+            raise
+        return blocks
 
     def refill(self) -> None:
         """Fill the stock, as far as there are free blocks."""
         with self._lock:
-            count = min(STOCK_BLOCKS - len(self._stock), self._counts.free_count)
+            count = min(STOCK_BLOCKS - self.stock_count, self._counts.free_count)
             if count > 0:
-                blocks = self._counts.take(count)
-                self._make_room(blocks)
-                self._stock.extend(blocks.tolist())
+                self._stock.extend(self._counts.take(count).tolist())
             self._watch()
 
     def give_back(self, blocks: Words) -> None:
@@ -94,24 +118,16 @@ class DataSpace:
             self._counts.put_back(blocks)
 
     def _put_stock_back(self) -> None:
-        left = np.array(list(self._stock), dtype=np.uint64)
-        self._stock.clear()
-        self._counts.put_back(left)
+        left = [block for stock in (self._stock, self._ready) for block in _emptied(stock)]
+        self._counts.put_back(np.array(left, dtype=np.uint64))
 
     def _make_room(self, blocks: Words) -> None:
         if self._device is None or not blocks.size:
             return
-        for window in np.unique(blocks // np.uint64(self._window_blocks)).tolist():
-            if window in self._windows:
-                continue
-            begin = window * self._window_blocks
-            length = min(self._window_blocks, self._counts.nr_blocks - begin)
-            try:
-                self._device.preallocate(begin * self._block_bytes, length * self._block_bytes)
-            except NoSpaceError:
-                self._counts.put_back(blocks)
-                raise
-            self._windows.add(window)
+        blocks = np.sort(blocks)
+        starts = np.concatenate(([0], np.flatnonzero(blocks[1:] != blocks[:-1] + np.uint64(1)) + 1))
+        for begin, length in zip(blocks[starts].tolist(), np.diff(starts, append=len(blocks)).tolist(), strict=True):
+            self._device.preallocate(begin * self._block_bytes, length * self._block_bytes)
 
     def _watch(self) -> None:
         free = self.free_count
@@ -121,3 +137,12 @@ class DataSpace:
             self._told = True
             if self.on_low_water is not None:
                 self.on_low_water(free)
+
+
+def _emptied(stock: deque[int]) -> Iterator[int]:
+    """What is in `stock` until it is empty, while others may take from it too."""
+    while True:
+        try:
+            yield stock.popleft()
+        except IndexError:
+            return

@@ -1,0 +1,132 @@
+"""Requests that can be answered without waiting: what of them, by looking; and the reading itself.
+
+Beside exporter/transmission's loop, for what is a step less plain than one block. Nothing here waits for a disk, for
+tree work or for a commit: what would is told so, and goes to a worker.
+
+    a read       of blocks whose stretches are loaded and whose pages are cached; unmapped ones are zeros
+    a write      of blocks that are the device's own, or are provisioned without reading; pages in part only if cached
+
+Invariants
+  P1  `read` either fills all of its target, or says that somebody else has to (the target is then undefined).
+  P2  `may_write` says yes only to a write that device.pwrite carries out without leaving the gate.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from enum import Enum
+
+from replicator.exporter.exports import Export
+from replicator.thin.table import STAMP_BITS, STAMP_MASK, STRETCH_MASK, STRETCH_SHIFT
+from replicator.units import KIB, PAGE_BYTES
+
+_PAGE_MASK = PAGE_BYTES - 1
+_ZEROS = bytes(256 * KIB)
+
+
+class Found(Enum):
+    """What a read came to."""
+
+    DATA = "data"
+    HOLE = "hole"
+    LATER = "later"
+
+
+class Plain:
+    """The plain requests of one export."""
+
+    def __init__(self, export: Export) -> None:
+        self._device = export.device
+        self._stretches = export.device.table.stretches
+        self.fd = export.device.engine.data.fileno()
+        self.nowait = _nowait_flag(self.fd)
+
+    def read(self, target: memoryview, offset_bytes: int) -> Found:
+        """Fill `target` (at most 256 KiB) without waiting; HOLE when all of it is unmapped, and then not filled."""
+        end = offset_bytes + len(target)
+        pieces = self._pieces(offset_bytes, end)
+        if pieces is None:
+            return Found.LATER
+        if len(pieces) == 1 and pieces[0][2] < 0:
+            return Found.HOLE
+        for begin, last, place in pieces:
+            part = target[begin - offset_bytes : last - offset_bytes]
+            if place < 0:
+                part[:] = _ZEROS[: len(part)]
+            elif not self._read_cached(part, place):
+                return Found.LATER
+        return Found.DATA
+
+    def _read_cached(self, part: memoryview, place: int) -> bool:
+        try:
+            return os.preadv(self.fd, (part,), place, self.nowait) == len(part)
+        except OSError:
+            return False
+
+    def _pieces(self, begin: int, end: int) -> list[tuple[int, int, int]] | None:
+        """(first byte, one behind the last, place on the data device or -1) in order; None if that takes waiting."""
+        device, size = self._device, self._device.block_bytes
+        pieces: list[tuple[int, int, int]] = []
+        at = begin
+        while at < end:
+            block = at // size
+            last = min((block + 1) * size, end)
+            stretch = self._stretches[block >> STRETCH_SHIFT]
+            if stretch is None:
+                return None
+            entry = stretch[block & STRETCH_MASK]
+            if not entry and device.origin is not None:
+                return None
+            place = (entry >> STAMP_BITS) * size + at - block * size if entry else -1
+            if pieces and _goes_on(pieces[-1], place):
+                pieces[-1] = (pieces[-1][0], last, pieces[-1][2])
+            else:
+                pieces.append((at, last, place))
+            at = last
+        return pieces
+
+    def may_write(self, offset_bytes: int, length_bytes: int) -> bool:
+        """Whether device.pwrite can be called now without waiting (P2); inside the gate."""
+        device, size = self._device, self._device.block_bytes
+        if self.fd < 0:
+            return False
+        at, end, fresh = offset_bytes, offset_bytes + length_bytes, 0
+        while at < end:
+            block = at // size
+            last = min((block + 1) * size, end)
+            stretch = self._stretches[block >> STRETCH_SHIFT]
+            if stretch is None:
+                return False
+            entry = stretch[block & STRETCH_MASK]
+            if entry & STAMP_MASK == device.epoch:
+                if (at | last) & _PAGE_MASK and not self._edges_cached(entry, at - block * size, last - block * size):
+                    return False
+            elif last - at == size or (not entry and device.origin is None):
+                fresh += 1
+            else:
+                return False
+            at = last
+        return not fresh or device.engine.has_room(fresh)
+
+    def _edges_cached(self, entry: int, begin: int, end: int) -> bool:
+        """Whether the pages that a write changes in part are in memory."""
+        place = (entry >> STAMP_BITS) * self._device.block_bytes
+        probe = memoryview(bytearray(1))
+        return all(self._read_cached(probe, place + at) for at in (begin, end - 1))
+
+
+def _goes_on(piece: tuple[int, int, int], place: int) -> bool:
+    begin, last, before = piece
+    return place < 0 if before < 0 else place == before + last - begin
+
+
+def _nowait_flag(fd: int) -> int:
+    """RWF_NOWAIT, or 0 where the file system doesn't know it (those keep files in memory, or wait)."""
+    if fd < 0:
+        return os.RWF_NOWAIT
+    try:
+        os.preadv(fd, (bytearray(1),), 0, os.RWF_NOWAIT)
+    except OSError as error:
+        return 0 if error.errno in (errno.EOPNOTSUPP, errno.EINVAL) else os.RWF_NOWAIT
+    return os.RWF_NOWAIT

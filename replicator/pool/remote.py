@@ -1,0 +1,403 @@
+"""A pool that another process has open: the calls of Pool over its socket `control`.
+
+Beside pool/local, on the other side of exporter/control. Calls take one of a few connections each; a reservation lives
+on one of its own, and so does each lease, so that `stands` is: that connection stands. The catalogue is read here, at
+the owner's transaction id (control_values says why).
+
+    what happens                  what the caller sees
+    the owner refuses             its error, by type (pool/control)
+    the owner dies or hangs up    UnavailableError, from then on for every call; leases don't stand
+    no answer within the time     UnavailableError for this call: done or not, `view` tells (I1 of pool/interface)
+    a new owner at that socket    UnavailableError: a RemotePool is bound to the owner that it first met
+
+Invariants
+  R1  Nothing read under a lease is used after its connection fell: `stands` asks the kernel, not our memory.
+  R2  While blocks are reserved here, this process holds `writers`, shared, until `close`: no new owner gives them out
+      before. No thread may still write to reserved blocks when `close` is called.
+
+Failures: UnavailableError, ConflictError (a newer owner), whatever the owner raises.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import UUID
+
+from replicator.errors import FormatError, UnavailableError
+from replicator.pdata.block import Words
+from replicator.pool import sockets
+from replicator.pool.catalogue import Catalogue, StaleViewError
+from replicator.pool.catalogue_schema import LoggedPoint
+from replicator.pool.control import (
+    PROTOCOL_VERSION,
+    Frame,
+    FrameStream,
+    HelloAnswer,
+    HelloAsked,
+    Kind,
+    body_of_request,
+    error_of,
+    read_body,
+    spoken_version,
+)
+from replicator.pool.control_values import (
+    METHODS,
+    Blocks,
+    Count,
+    DevIds,
+    ExportFacts,
+    Held,
+    ListenAsked,
+    Nothing,
+    ResizeAsked,
+    bytes_of,
+    switch_asked,
+    words_of,
+)
+from replicator.pool.interface import CutMade, CutRequest, DeviceFacts, PoolStatus, Switch
+from replicator.pool.locks import PoolLock
+from replicator.pool.view import CatalogueView
+
+SOCKET_NAME = "control"
+ANSWER_S = 30.0
+"""How long an owner may take to answer what it only has to look up."""
+
+COMMIT_S = 300.0
+"""How long a commit may last: deleting a terabyte's mapping on a slow disk, behind others that wait."""
+
+_HELLO_S = 10.0
+_CONNECTIONS = 8  # calls in flight together; each costs the owner a thread
+_RECEIVE_BYTES = 1 << 18
+Read = TypeVar("Read")
+_VIEW_TRIES = 16  # the owner purges every 256 switches: once is rare, sixteen times in a row is a fault
+
+
+class ControlConnection:
+    """One connection to an owner: one call at a time, answered in turn. After a failure it is of no use.
+
+    It is closed then, unless it is `lasting`: to hang up is to give back what was reserved over it, and threads of
+    ours may still be writing there (R2).
+    """
+
+    def __init__(self, directory: Path, role: str, name: str = SOCKET_NAME, *, lasting: bool = False) -> None:
+        self._where = str(directory / name)
+        self._lasting = lasting
+        self._broken = False
+        self._socket = sockets.connect(directory, name, _HELLO_S)
+        self._stream = FrameStream(self._where)
+        self._calls = 0
+        try:
+            self.owner: HelloAnswer = self.call("hello", HelloAsked(PROTOCOL_VERSION, os.getpid(), role), _HELLO_S)
+            self.version = spoken_version(self.owner.version, self.owner.pid)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def stands(self) -> bool:
+        """Whether the other end is there: an owner that sends nothing unasked, and hasn't hung up."""
+        if not self.is_open:
+            return False
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN | select.POLLRDHUP)
+        return not poll.poll(0)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it wasn't closed at this end, and every call had its answer."""
+        return self._socket.fileno() >= 0 and not self._broken
+
+    def call(self, method: str, arguments: object, timeout_s: float) -> Any:
+        """The owner's answer; its error, raised; UnavailableError when there is none."""
+        self._calls += 1
+        try:
+            answer = self._exchange(Frame(Kind.REQUEST, self._calls, body_of_request(method, arguments)), timeout_s)
+            if answer.kind is Kind.ERROR and answer.call == 0:  # of the connection: the owner hangs up
+                self._fail()
+            elif answer.call != self._calls or answer.kind is Kind.REQUEST:
+                raise FormatError(self._where, f"the answer to call {self._calls}", f"{answer.kind.name} {answer.call}")
+            if answer.kind is Kind.ANSWER:
+                return read_body(answer.body, METHODS[method][1], f"{self._where}, answer to {method}")
+            refusal = error_of(answer.body)
+        except TimeoutError as error:
+            self._fail()
+            raise UnavailableError(
+                f"{self._where}: no answer to {method} within {timeout_s:.0f} s; whether it was done isn't known"
+            ) from error
+        except OSError as error:
+            self._fail()
+            raise UnavailableError(f"{self._where}: the owner is gone ({error.strerror or error})") from error
+        except BaseException:
+            self._fail()
+            raise
+        raise refusal
+
+    def _fail(self) -> None:
+        self._broken = True
+        if not self._lasting:
+            self.close()
+
+    def _exchange(self, request: Frame, timeout_s: float) -> Frame:
+        self._socket.settimeout(timeout_s)
+        self._socket.sendall(request.pack())
+        while True:
+            data = self._socket.recv(_RECEIVE_BYTES)
+            if not data:
+                raise ConnectionResetError(0, "it hung up")
+            if frames := self._stream.receive(data):
+                return frames[0]
+
+    def close(self) -> None:
+        """Hang up; the owner ends what was tied to this connection."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+
+class RemoteLease:
+    """Devices that the owner keeps as they are while this connection stands (R1)."""
+
+    def __init__(self, connection: ControlConnection, devices: dict[int, DeviceFacts]) -> None:
+        self._connection = connection
+        self.devices = devices
+
+    @property
+    def stands(self) -> bool:
+        """Whether what was read under it may be used."""
+        return self._connection.stands
+
+    def release(self) -> None:
+        """End it; a second call does nothing."""
+        self._connection.close()
+
+
+class RemotePool:
+    """The pool at `path`, open in the process that answers at its control socket."""
+
+    def __init__(
+        self, path: Path, *, role: str = "own", answer_s: float = ANSWER_S, commit_s: float = COMMIT_S
+    ) -> None:
+        self._path, self._role = path, role
+        self._answer_s, self._commit_s = answer_s, commit_s
+        self._turn = threading.Condition()
+        self._idle: list[ControlConnection] = []
+        self._count = 0
+        self._failure: str | None = None
+        self._home = ControlConnection(path, role, lasting=True)
+        self.owner: HelloAnswer = self._home.owner
+        self._home_turn = threading.Lock()
+        self._writers: PoolLock | None = None
+        self._catalogue: Catalogue | None = None
+        self._view: CatalogueView | None = None
+
+    @property
+    def path(self) -> Path:
+        return self._path
+
+    @property
+    def block_bytes(self) -> int:
+        return self.owner.block_bytes
+
+    @property
+    def stands(self) -> bool:
+        """Whether the owner that this pool was opened with still answers."""
+        return self._failure is None and self._home.stands
+
+    # -- looking -----------------------------------------------------------------------------------------------
+
+    def status(self) -> PoolStatus:
+        """The owner's numbers of this instant."""
+        found: PoolStatus = self._call("status", Nothing())
+        return found
+
+    def view(self) -> CatalogueView:
+        """The catalogue as of the newest durable switch, read here."""
+        return self._at_newest(self._view_at)
+
+    def _view_at(self, at_id: int) -> CatalogueView:
+        known = self._view
+        if known is None or known.at_id != at_id:
+            known = self._opened_catalogue().view(at_id)
+            self._view = known
+        return known
+
+    def points(self, volume: UUID, limit: int, timeline: int | None = None) -> list[LoggedPoint]:
+        """The newest restore points of the volume that the log has, read here."""
+        return self._at_newest(lambda at_id: self._opened_catalogue().points(at_id, volume, limit, timeline))[::-1]
+
+    def _at_newest(self, read: Callable[[int], Read]) -> Read:
+        for _ in range(_VIEW_TRIES - 1):
+            with contextlib.suppress(StaleViewError):
+                return read(self._call("transaction_id", Nothing()))
+        return read(self._call("transaction_id", Nothing()))
+
+    def _opened_catalogue(self) -> Catalogue:
+        with self._turn:
+            if self._catalogue is None:
+                self._catalogue = Catalogue(self._path / "catalog.db", read_only=True)
+            return self._catalogue
+
+    def facts(self, dev_ids: Sequence[int] = ()) -> dict[int, DeviceFacts]:
+        """The devices that there are, of those asked for (all, when none is named)."""
+        found: list[DeviceFacts] = self._call("facts", DevIds(list(dev_ids)))
+        return {each.dev_id: each for each in found}
+
+    @contextmanager
+    def lease(self, dev_ids: Sequence[int]) -> Iterator[RemoteLease]:
+        """Hold these devices for as long as the block lasts."""
+        lease = self.take_lease(dev_ids)
+        try:
+            yield lease
+        finally:
+            lease.release()
+
+    def take_lease(self, dev_ids: Sequence[int]) -> RemoteLease:
+        """Hold these devices until `release` is called."""
+        connection = self._connect()
+        try:
+            found = connection.call("lease", DevIds(list(dev_ids)), self._answer_s)
+        except BaseException:
+            connection.close()
+            raise
+        return RemoteLease(connection, {each.dev_id: each for each in found})
+
+    # -- changing ----------------------------------------------------------------------------------------------
+
+    def switch(self, switch: Switch) -> int:
+        """One atomic change (pool/interface)."""
+        return int(self._call("switch", switch_asked(switch), self._commit_s))
+
+    def cut(self, request: CutRequest) -> CutMade:
+        """Snapshots of live volumes at one instant (pool/interface)."""
+        made: CutMade = self._call("cut", request, self._commit_s)
+        return made
+
+    def reserve(self, count: int) -> Words:
+        """Free data blocks to write to, given back when this pool is closed (R2)."""
+        with self._home_turn:
+            if self._writers is None:
+                self._writers = PoolLock.write(self._path)
+            return words_of(self._watched(self._home, "reserve", Count(count), self._commit_s))
+
+    def give_back(self, blocks: Words) -> None:
+        """Reserved blocks that no Filling will name; nobody writes to them any more."""
+        with self._home_turn:
+            self._watched(self._home, "give_back", Blocks(bytes_of(blocks)), self._answer_s)
+
+    def resize(self, volume: UUID, size_bytes: int) -> int:
+        """Grow or shrink a volume, live or not."""
+        return int(self._call("resize", ResizeAsked(volume.bytes, size_bytes), self._commit_s))
+
+    def set_metadata_snapshot(self, held: bool) -> int:
+        """Reserve or release the metadata snapshot; returns the held root's block, 0 = none."""
+        return int(self._call("set_metadata_snapshot", Held(held), self._commit_s))
+
+    def flush(self) -> None:
+        """Commit what live volumes have dirty."""
+        self._call("flush", Nothing(), self._commit_s)
+
+    # -- the exporter's own ------------------------------------------------------------------------------------
+
+    def listen(self, asked: ListenAsked) -> list[ExportFacts]:
+        """Ask the owner for one more NBD listener; what it serves there."""
+        found: list[ExportFacts] = self._call("listen", asked)
+        return found
+
+    def exports(self) -> list[ExportFacts]:
+        """All that the owner serves."""
+        found: list[ExportFacts] = self._call("exports", Nothing())
+        return found
+
+    def stop(self) -> None:
+        """Ask the owner to end; it answers first."""
+        self._call("stop", Nothing())
+
+    def close(self) -> None:
+        """Hang up: leases end, reserved blocks go back (R2)."""
+        with self._turn:
+            self._failure = self._failure or "it was closed here"
+            idle, self._idle = self._idle, []
+            catalogue, self._catalogue = self._catalogue, None
+            self._turn.notify_all()
+        for connection in idle:
+            connection.close()
+        self._home.close()
+        if catalogue is not None:
+            catalogue.close()
+        if self._writers is not None:
+            self._writers.release()
+
+    def __enter__(self) -> RemotePool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- connections -------------------------------------------------------------------------------------------
+
+    def _call(self, method: str, arguments: object, timeout_s: float | None = None) -> Any:
+        with self._borrowed() as connection:
+            return self._watched(connection, method, arguments, self._answer_s if timeout_s is None else timeout_s)
+
+    def _watched(self, connection: ControlConnection, method: str, arguments: object, timeout_s: float) -> Any:
+        """A call; where the owner is gone, all that follow say so."""
+        self._check_standing()
+        try:
+            return connection.call(method, arguments, timeout_s)
+        except (UnavailableError, FormatError) as error:
+            if not self._home.is_open or not self._home.stands:
+                self._failure = error.message
+            raise
+
+    def _check_standing(self) -> None:
+        if self._failure is not None:
+            raise UnavailableError(
+                f"the owner of {self._path} can't be reached any more: {self._failure}", mend="open the pool again"
+            )
+
+    @contextmanager
+    def _borrowed(self) -> Iterator[ControlConnection]:
+        connection = self._take()
+        try:
+            yield connection
+        finally:
+            with self._turn:
+                if connection.is_open and self._failure is None:
+                    self._idle.append(connection)
+                else:
+                    connection.close()
+                    self._count -= 1
+                self._turn.notify()
+
+    def _take(self) -> ControlConnection:
+        with self._turn:
+            while not self._idle and self._count >= _CONNECTIONS:
+                self._turn.wait()
+            self._check_standing()
+            if self._idle:
+                return self._idle.pop()
+            self._count += 1
+        try:
+            return self._connect()
+        except BaseException:
+            with self._turn:
+                self._count -= 1
+                self._turn.notify()
+            raise
+
+    def _connect(self) -> ControlConnection:
+        """One more connection, to the same owner as the first."""
+        connection = ControlConnection(self._path, self._role)
+        if connection.owner.instance != self.owner.instance:
+            connection.close()
+            self._failure = f"process {self.owner.pid} ended, and {connection.owner.pid} has the pool"
+            self._check_standing()
+        return connection

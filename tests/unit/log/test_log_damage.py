@@ -1,0 +1,186 @@
+"""Segments that are torn, cut short, flipped, swapped or missing: found before an event is handed out, and named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from replicator.errors import ConflictError, FormatError, NotFoundError
+from replicator.events.frames import chunk_hash
+from replicator.log import names
+from replicator.log.errors import LogGapError, SegmentError
+from replicator.log.index import DISCARDED, ZEROED
+from replicator.log.interface import Appended
+from replicator.log.object_log import ObjectLog, directory_log
+from replicator.log.records import decode_entry, encode_marker, require_marker
+from replicator.log.segment import SEGMENT_BYTES_MAX, SegmentKey, open_segment
+from tests.support.event_streams import OTHER_VOLUME, VOLUME, Script, chunk_of
+from tests.support.memory_objects import MemoryStore
+
+KEY = SegmentKey("there", VOLUME, 1, 3)
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    """Segments that begin with 1, 3, 8 and 13; that of 3 holds a transaction."""
+    store, script = MemoryStore(), Script().create()
+    with ObjectLog(store, create=True).writer(VOLUME, 1) as writer:
+        for _ in range(4):
+            assert isinstance(writer.append(writer.state.link, script.take()), Appended)
+            script.transaction()
+    return store
+
+
+def name_of(first: int) -> str:
+    return names.segment_name(VOLUME, 1, first)
+
+
+def read(store: MemoryStore) -> list[int]:
+    """The numbers of the events that a reader gets."""
+    return [event.header.sequence for event in ObjectLog(store).reader(VOLUME, 1).read(1)]
+
+
+def test_names_and_folders() -> None:
+    assert name_of(4097) == f"{VOLUME}/0000000001/0000000000000001/00000000000000004097"
+    assert names.sequences_in(["00000000000000004097", "00000000000000000001", "x", ".7"], 1) == [4097]
+    assert names.volumes_in([str(VOLUME), str(VOLUME).upper(), "temporary"]) == [VOLUME]
+
+
+def test_every_flipped_byte_is_found_before_an_event(store: MemoryStore) -> None:
+    whole = store.objects[name_of(3)]
+    assert len(list(open_segment(whole, KEY).events_from(3))) == 5
+    for at in range(len(whole)):
+        flipped = bytearray(whole)
+        flipped[at] ^= 0x10
+        with pytest.raises(SegmentError) as caught:
+            open_segment(flipped, KEY)
+        assert caught.value.path == "there" and caught.value.volume == VOLUME
+        assert 3 <= caught.value.sequence <= 7
+
+
+def test_a_segment_cut_short_or_too_long_is_found(store: MemoryStore) -> None:
+    whole = store.objects[name_of(3)]
+    for length in range(len(whole)):
+        with pytest.raises(SegmentError):
+            open_segment(whole[:length], KEY)
+    for longer in (whole + b"\0", whole + whole, b"\0" + whole):
+        with pytest.raises(SegmentError):
+            open_segment(longer, KEY)
+
+
+def test_a_damaged_event_is_named_by_its_number(store: MemoryStore) -> None:
+    whole = bytearray(store.objects[name_of(3)])
+    segment = open_segment(bytes(whole), KEY)
+    offset = int(segment.footer.index.offsets[2])
+    whole[offset + 130] ^= 1
+    store.objects[name_of(3)] = bytes(whole)
+    with pytest.raises(SegmentError, match=f"memory:/{name_of(3)}.*volume {VOLUME}, event 5.*crc32c") as caught:
+        read(store)
+    assert caught.value.sequence == 5 and caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize("wrong", [SegmentKey("x", OTHER_VOLUME, 1, 3), SegmentKey("x", VOLUME, 2, 3)])
+def test_another_streams_segment_is_refused(store: MemoryStore, wrong: SegmentKey) -> None:
+    with pytest.raises(SegmentError, match="header"):
+        open_segment(store.objects[name_of(3)], wrong)
+
+
+def test_a_segment_under_another_name_is_refused(store: MemoryStore) -> None:
+    store.objects[name_of(8)] = store.objects[name_of(3)]
+    with pytest.raises(SegmentError):
+        read(store)
+
+
+def test_damage_at_the_tail_stops_the_writer_too(store: MemoryStore) -> None:
+    store.objects[name_of(13)] = store.objects[name_of(13)][:-100]
+    log = ObjectLog(store)
+    with pytest.raises(SegmentError):
+        log.writer(VOLUME, 1)
+    with pytest.raises(SegmentError):
+        log.reader(VOLUME, 1).tail()
+
+
+def test_a_missing_segment_is_a_gap(store: MemoryStore) -> None:
+    del store.objects[name_of(8)]
+    with pytest.raises(LogGapError, match="event 8 is missing") as caught:
+        read(store)
+    assert caught.value.sequence == 8
+    with pytest.raises(LogGapError):
+        list(ObjectLog(store).reader(VOLUME, 1).read(9))
+    with pytest.raises(LogGapError):
+        ObjectLog(store).trim(VOLUME, 1, 13)
+
+
+def test_an_enormous_object_is_not_read(store: MemoryStore) -> None:
+    store.objects[name_of(3)] = bytes(SEGMENT_BYTES_MAX + 1)
+    with pytest.raises(SegmentError, match="at most"):
+        read(store)
+    store.objects[names.beacon_name(VOLUME)] = bytes(1 << 20)
+    with pytest.raises(FormatError):
+        ObjectLog(store).read_beacon(VOLUME)
+
+
+def test_a_damaged_beacon_says_nothing_to_a_reader(store: MemoryStore) -> None:
+    store.objects[names.beacon_name(VOLUME)] = b"damaged"
+    assert read(store) == list(range(1, 18))
+    with pytest.raises(FormatError):
+        ObjectLog(store).read_beacon(VOLUME)
+
+
+def test_the_index_finds_each_chunk_by_ranged_reads(store: MemoryStore) -> None:
+    reader = ObjectLog(store).reader(VOLUME, 1)
+    found = reader.index_at(5)
+    assert found is not None
+    first, index = found
+    assert first == 3 and index.chunks.tolist() == [1, 2, 7]
+    for chunk in (1, 2, 7):
+        place = index.find(chunk)
+        assert place is not None and place.event == 3 and place.mask == 0xFFFF
+        assert bytes(reader.pages_at(first, place)) == chunk_of(chunk)
+        assert place.digest == chunk_hash(chunk_of(chunk))
+    assert index.find(0) is None and index.find(8) is None and index.find(1 << 40) is None
+    assert [index.cleared(chunk) for chunk in (899, 900, 920, 929, 930, 950)] == [0, DISCARDED, ZEROED, ZEROED, 0, 1]
+    assert reader.index_at(99) is None
+
+
+def test_a_frame_read_alone_is_checked(store: MemoryStore) -> None:
+    reader = ObjectLog(store).reader(VOLUME, 1)
+    found = reader.index_at(3)
+    assert found is not None
+    first, index = found
+    place = index.find(2)
+    assert place is not None
+    whole = bytearray(store.objects[name_of(3)])
+    whole[place.offset_bytes + 2] ^= 1
+    store.objects[name_of(3)] = bytes(whole)
+    with pytest.raises(FormatError, match="crc32c"):
+        reader.pages_at(first, place)
+    store.objects[name_of(3)] = bytes(whole[: place.offset_bytes + 1])
+    with pytest.raises(SegmentError):
+        reader.pages_at(first, place)
+
+
+def test_a_directory_that_is_no_log_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="no log directory"):
+        directory_log(tmp_path / "absent")
+    with pytest.raises(NotFoundError, match="no log directory"):
+        directory_log(tmp_path / "absent" / "deeper", create=True)
+    with pytest.raises(NotFoundError, match="not a log"):
+        directory_log(tmp_path)
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(ConflictError, match=r"thesis\.txt"):
+        directory_log(tmp_path, create=True)
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]
+    (tmp_path / names.MARKER).write_bytes(encode_marker()[:-1])
+    with pytest.raises(FormatError):
+        directory_log(tmp_path)
+
+
+def test_small_records_refuse_what_they_are_not() -> None:
+    with pytest.raises(FormatError):
+        require_marker(b"", "marker")
+    with pytest.raises(FormatError):
+        decode_entry(encode_marker(), "entry")
+    assert UUID(str(VOLUME)) == VOLUME
