@@ -1,6 +1,6 @@
 """Bounded little-endian fields: the alphabet in which bodies, states and small records are written.
 
-    u8 u16 u32 u64    little-endian, unsigned
+    u8 u16 u32 u64    little-endian, unsigned; bool is a u8, 0 or 1
     uuid, digest      16 bytes as they are
     text              u16 length, UTF-8
     blob              u32 length, bytes
@@ -98,6 +98,13 @@ def _read_name(reader: FieldReader) -> StateName:
     return StateName(*_NAME.unpack(reader.take(_NAME.size)))
 
 
+def _read_bool(reader: FieldReader) -> bool:
+    value = reader.number(_U8)
+    if value > 1:
+        raise reader.wrong("0 or 1", str(value))
+    return value == 1
+
+
 def _write_blob(value: Buffer) -> bytes:
     return _U32.pack(len(value)) + bytes(value)
 
@@ -107,6 +114,7 @@ def _write_counts(value: Counts) -> bytes:
 
 
 U8 = FieldCodec(_U8.pack, lambda reader: reader.number(_U8))
+BOOL = FieldCodec(_U8.pack, _read_bool)
 U16 = FieldCodec(_U16.pack, lambda reader: reader.number(_U16))
 U32 = FieldCodec(_U32.pack, lambda reader: reader.number(_U32))
 U64 = FieldCodec(_U64.pack, lambda reader: reader.number(_U64))

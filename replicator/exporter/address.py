@@ -61,7 +61,7 @@ Address: TypeAlias = UnixAddress | TcpAddress
 
 def parse_address(text: str) -> Address:
     """The address that `text` names; UsageError for anything else."""
-    kind, colon, rest = text.partition(":")
+    kind, _, rest = text.partition(":")
     if kind == "unix" and rest and "\0" not in rest:
         return UnixAddress(Path(rest))
     if kind == "tcp" and rest:

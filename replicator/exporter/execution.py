@@ -30,9 +30,15 @@ from replicator.nbd.export import Session
 from replicator.nbd.extents import pack_block_status
 from replicator.nbd.failures import error_of_errno
 from replicator.nbd.reply import DATA, DATA_DONE, SIMPLE, SIMPLE_OK, pack_failure, pack_simple
+from replicator.pdata.transaction import BrokenPoolError
+from replicator.thin.engine import Engine
 
 _PIECE_BYTES = p.MAX_REQUEST_BYTES  # zeros written within one stay in the gate
 _CACHE_BYTES = p.MAX_REQUEST_BYTES  # of a CACHE, which is a hint: no more is read ahead
+
+
+class NotFastError(ReplicatorError):
+    """A FAST_ZERO that would have to write zeros."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +73,12 @@ class Request:
         return self.length_bytes if self.command in (p.CMD_READ, p.CMD_WRITE) else 0
 
 
+def refuse_broken(engine: Engine) -> None:
+    """BrokenPoolError after a failed commit: nothing is acknowledged any more (E3 of thin/engine)."""
+    if engine.failed is not None:
+        raise BrokenPoolError(engine.failed)
+
+
 def execute(request: Request, export: Export, session: Session) -> Buffer:
     """The reply to `request`; ReplicatorError for what `failure` answers."""
     device, offset, length = export.device, request.offset_bytes, request.length_bytes
@@ -81,7 +93,7 @@ def execute(request: Request, export: Export, session: Session) -> Buffer:
         with device.engine.gate.writing():
             device.discard(offset, length)
     elif request.command == p.CMD_WRITE_ZEROES:
-        return _write_zeroes(request, export, session)
+        return _write_zeroes(request, export)
     else:
         _cache(request, export)
     return pack_simple(request.cookie)
@@ -89,6 +101,8 @@ def execute(request: Request, export: Export, session: Session) -> Buffer:
 
 def error_value(error: Exception) -> int:
     """The NBD error for what went wrong."""
+    if isinstance(error, NotFastError):
+        return p.ENOTSUP
     if isinstance(error, NoSpaceError):
         return p.ENOSPC
     if isinstance(error, ConflictError):
@@ -129,12 +143,12 @@ def _status(request: Request, export: Export, session: Session) -> bytes:
     return pack_block_status(request.cookie, answers, length, one=bool(request.flags & p.CMD_FLAG_REQ_ONE))
 
 
-def _write_zeroes(request: Request, export: Export, session: Session) -> bytes:
+def _write_zeroes(request: Request, export: Export) -> bytes:
     device, at = export.device, request.offset_bytes
     may_unmap = not request.flags & p.CMD_FLAG_NO_HOLE
     end = at + request.length_bytes
     if request.flags & p.CMD_FLAG_FAST_ZERO and not _unmaps_all(export, at, end):
-        return pack_failure(request.cookie, p.ENOTSUP, structured=session.structured, message="zeros must be written")
+        raise NotFastError("zeros would have to be written")
     unmaps = may_unmap and device.origin is None
     while at < end:
         step = end - at if unmaps else min(_PIECE_BYTES - at % device.block_bytes, end - at)

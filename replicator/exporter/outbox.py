@@ -47,9 +47,19 @@ class Outbox:
         with self._lock:
             self._append(data)
             left = self._flush()
-        while left:
-            self._writable.poll()
-            left = self.pump()
+        if left or self.closed:
+            self.drain()
+
+    @property
+    def has_backlog(self) -> bool:
+        """Whether something waits for the client."""
+        return bool(self._queue)
+
+    def drain(self, limit_s: float | None = None) -> None:
+        """Wait until the client took all there is; OSError when it is gone, or took nothing for `limit_s`."""
+        while self.pump():
+            if not self._writable.poll(None if limit_s is None else limit_s * 1000):
+                raise TimeoutError("the client doesn't take its replies")
         if self.closed:
             raise BrokenPipeError("the client is gone")
 

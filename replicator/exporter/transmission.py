@@ -22,10 +22,12 @@ Invariants
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import replace
 from functools import partial
 
+from replicator._buffer import Buffer
 from replicator.errors import ReplicatorError
 from replicator.exporter.bulk import Budget, LargeRead, drop_data, receive_data
 from replicator.exporter.execution import Request, execute, failure, refuse_broken
@@ -37,7 +39,6 @@ from replicator.exporter.transport import Transport
 from replicator.exporter.workers import InFlight, Workers
 from replicator.nbd import protocol as p
 from replicator.nbd.export import Session
-from replicator.nbd.failures import NbdFormatError
 from replicator.nbd.reply import DATA, DATA_DONE, SIMPLE, SIMPLE_OK, pack_failure, pack_hole, pack_simple
 from replicator.nbd.request import KIND_LIMIT, REQUEST, REQUEST_HEAD, unfinished_request, validate
 from replicator.pdata.transaction import BrokenPoolError
@@ -49,6 +50,8 @@ INLINE_BYTES = 256 * KIB  # of a READ that the loop answers itself: what clients
 ARENA_BYTES = 1 * MIB + 64 * KIB
 _FULL_BYTES = ARENA_BYTES - INLINE_BYTES - 16 * KIB  # one more reply always fits: with data, or with words
 _PAGE_MASK = PAGE_BYTES - 1
+
+_log = logging.getLogger(__name__)
 _REQUEST_BYTES, _WRITE, _DISC = p.REQUEST_BYTES, p.CMD_WRITE, p.CMD_DISC
 
 
@@ -68,6 +71,8 @@ class Transmission:
         self._arena = memoryview(bytearray(ARENA_BYTES))
         self._plain = Plain(export)
         self._writable = not export.refuses_writes
+        self._structured = session.structured
+        self._head_bytes = DATA.size if session.structured else SIMPLE.size
         self._inside = False
         self.in_flight = InFlight()
 
@@ -84,7 +89,7 @@ class Transmission:
         receiving, slot, gate, device = self._receiving, self._slot, self._gate, self._device
         arena, size, stretches, structured = self._arena, device.block_bytes, device.table.stretches, self._structured
         fd, nowait, preadv, unpack = self._plain.fd, self._plain.nowait, os.preadv, REQUEST.unpack_from
-        buffer, head_bytes, at = receiving.buffer, DATA.size if structured else SIMPLE.size, 0
+        buffer, head_bytes, at = receiving.buffer, self._head_bytes, 0
         more = receiving.end > 0 or receiving.fill()
         while more:
             slot.generation = gate.generation
@@ -107,7 +112,7 @@ class Transmission:
                 inside = offset - block * size
                 if inside + length <= size and 0 < length <= INLINE_BYTES and offset + length <= limit:
                     try:
-                        entry = stretches[block >> STRETCH_SHIFT][block & STRETCH_MASK]  # type: ignore[index] # caught
+                        entry = stretches[block >> STRETCH_SHIFT][block & STRETCH_MASK]
                         place = (entry >> STAMP_BITS) * size + inside
                         if entry and preadv(fd, (arena[begin : begin + length],), place, nowait) == length:
                             if structured:
@@ -135,7 +140,7 @@ class Transmission:
                 self._gate.enter()
                 self._inside = True
             try:
-                entry = device.table.stretches[block >> STRETCH_SHIFT][block & STRETCH_MASK]  # type: ignore[index] # caught
+                entry = device.table.stretches[block >> STRETCH_SHIFT][block & STRETCH_MASK]  # type: ignore[index] # None is caught
                 if (
                     entry & STAMP_MASK == device.epoch
                     and not (inside | length) & _PAGE_MASK
@@ -151,3 +156,184 @@ class Transmission:
             except (OSError, TypeError, IndexError):
                 pass
         return self._other(kind, cookie, offset, length, data, at)
+
+    # -- all that isn't plain ----------------------------------------------------------------------------------
+
+    def _other(self, kind: int, cookie: int, offset: int, length: int, data: int, at: int) -> int:
+        """Any request, whole in the buffer; where the arena's next reply goes."""
+        session, command = self._session, kind & 0xFFFF
+        if session.export.size_bytes != self._device.size_bytes:
+            session = replace(session, export=replace(session.export, size_bytes=self._device.size_bytes))
+            self._session = session
+        if error := validate(kind, offset, length, session):
+            return self._reply(pack_failure(cookie, error, structured=self._structured), at)
+        if command == p.CMD_READ:
+            return self._read(Request(kind, cookie, offset, length), at)
+        if command == _WRITE:
+            return self._write_blocks(kind, cookie, offset, length, data, at)
+        if command == p.CMD_FLUSH:
+            at = self._make_room(0, at)
+            self.in_flight.begin(0)
+            self._engine.flush(partial(self._flushed, cookie, 0))
+            return at
+        return self._submit(Request(kind, cookie, offset, length), at)
+
+    def _read(self, request: Request, at: int) -> int:
+        cookie, offset, length = request.cookie, request.offset_bytes, request.length_bytes
+        if length > INLINE_BYTES:
+            self._send(at)
+            self._read_large(request)
+            self._slot.generation = self._gate.generation
+            return 0
+        begin = at + self._head_bytes
+        target = self._arena[begin : begin + length]
+        found = self._plain.read(target, offset)
+        if found is Found.LATER:
+            return self._submit(request, at)
+        if found is Found.HOLE and self._structured:
+            return self._reply(pack_hole(cookie, offset, length, done=True), at)
+        if found is Found.HOLE:
+            target[:] = bytes(length)
+        if self._structured:
+            DATA.pack_into(self._arena, at, DATA_DONE, cookie, 8 + length, offset)
+        else:
+            SIMPLE.pack_into(self._arena, at, SIMPLE_OK, cookie)
+        return begin + length if begin + length <= _FULL_BYTES else self._pause(begin + length)
+
+    def _read_large(self, request: Request) -> None:
+        large = LargeRead(request, self._export, self._session, self._arena, self._outbox)
+        if large.in_one_part:
+            self.in_flight.wait_for_none()
+        large.answer(self._pread_into)
+
+    def _pread_into(self, target: memoryview, offset: int) -> None:
+        self._slot.generation = self._gate.generation
+        try:
+            self._device.pread_into(target, offset)
+        finally:
+            self._slot.generation = IDLE
+
+    def _write_blocks(self, kind: int, cookie: int, offset: int, length: int, data: int, at: int) -> int:
+        if not self._inside:
+            self._gate.enter()
+            self._inside = True
+        source = self._receiving.view[data : data + length]
+        if not self._plain.may_write(offset, length):
+            return self._submit(Request(kind, cookie, offset, length, bytes(source)), at)
+        try:
+            refuse_broken(self._engine)
+            self._device.pwrite(source, offset)
+        except ReplicatorError as error:
+            return self._reply(failure(cookie, error, self._session), at)
+        if kind == _WRITE:
+            return self._reply(pack_simple(cookie), at)
+        at = self._make_room(0, at)
+        self.in_flight.begin(0)
+        self._engine.flush(partial(self._flushed, cookie, 0))
+        return at
+
+    def _write_large(self, kind: int, cookie: int, offset: int, length: int) -> bool:
+        """A WRITE that the buffer can't hold; False when the client left."""
+        if error := validate(kind, offset, length, self._session):
+            if not drop_data(self._receiving, length):
+                return False
+            self._outbox.send(memoryview(pack_failure(cookie, error, structured=self._structured)))
+            return True
+        with self._budget.share(length):
+            payload = receive_data(self._receiving, self._transport.socket, length)
+            if payload is None:
+                return False
+            self.in_flight.begin(0)
+            self._slot.generation = self._gate.generation
+            self._carry_out(Request(kind, cookie, offset, length, payload), 0)
+            self._slot.generation = IDLE
+        return True
+
+    # -- answers of others -------------------------------------------------------------------------------------
+
+    def _submit(self, request: Request, at: int) -> int:
+        held = request.held_bytes
+        at = self._make_room(held, at)
+        self.in_flight.begin(held)
+        self._workers.submit(partial(self._carry_out, request, held))
+        return at
+
+    def _carry_out(self, request: Request, held_bytes: int) -> None:
+        """A request that began in flight, to its reply; by a worker, or by this thread if it is large."""
+        try:
+            refuse_broken(self._engine)
+            reply = execute(request, self._export, self._session)
+        except Exception as error:  # noqa: BLE001 - whatever it was, the client has to be answered (X1 of execution)
+            if not isinstance(error, ReplicatorError):
+                _log.exception("%s: a request failed", self._device.name)
+            reply = failure(request.cookie, error, self._session)
+        else:
+            if request.wants_flush:
+                self._engine.flush(partial(self._flushed, request.cookie, held_bytes))
+                return
+        self._answer(reply, held_bytes)
+
+    def _flushed(self, cookie: int, held_bytes: int, reason: str | None) -> None:
+        """The committer's answer to a FLUSH, or to the flush behind a FUA."""
+        error = BrokenPoolError(reason) if reason else None
+        self._answer(failure(cookie, error, self._session) if error else pack_simple(cookie), held_bytes)
+
+    def _answer(self, reply: Buffer, held_bytes: int) -> None:
+        try:
+            self._outbox.put(reply)
+        finally:
+            self.in_flight.end(held_bytes)
+
+    # -- the arena, the gate and the buffer --------------------------------------------------------------------
+
+    def _reply(self, reply: bytes, at: int) -> int:
+        self._arena[at : at + len(reply)] = reply
+        at += len(reply)
+        return at if at <= _FULL_BYTES else self._pause(at)
+
+    def _make_room(self, held_bytes: int, at: int) -> int:
+        """Until one more job may begin, and the client takes its replies (L4); where the arena goes on."""
+        if self.in_flight.has_room(held_bytes) and not self._outbox.has_backlog:
+            return at
+        self._send(at)
+        self.in_flight.wait_for_room(held_bytes)
+        self._outbox.drain()
+        self._slot.generation = self._gate.generation
+        return 0
+
+    def _pause(self, at: int) -> int:
+        """Send the full arena in the middle of a batch."""
+        self._send(at)
+        self._slot.generation = self._gate.generation
+        return 0
+
+    def _rest(self) -> None:
+        if self._inside:
+            self._inside = False
+            self._gate.leave()
+        self._slot.generation = IDLE
+
+    def _send(self, at: int) -> None:
+        """The batch is over, or interrupted: what was answered goes to the client (L1, L2)."""
+        self._rest()
+        if at:
+            self._outbox.send(self._arena[:at])
+        elif self._outbox.has_backlog:
+            self._outbox.drain()
+
+    def _receive(self) -> bool:
+        """Wait for a request that is whole, or for more of it; False when there will be none."""
+        receiving = self._receiving
+        while receiving.position != receiving.end:
+            request = unfinished_request(receiving.buffer, receiving.position, receiving.end)
+            if request is None:
+                return receiving.fill()
+            kind, cookie, offset, length, data = request
+            if kind & 0xFFFF != _WRITE:
+                return kind & 0xFFFF != _DISC
+            if _REQUEST_BYTES + length <= RECEIVE_BYTES:
+                return data + length <= receiving.end or receiving.fill(_REQUEST_BYTES + length)
+            receiving.position = data
+            if not self._write_large(kind, cookie, offset, length):
+                return False
+        return receiving.fill()

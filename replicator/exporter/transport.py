@@ -16,7 +16,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, cast
 
 from replicator._buffer import Buffer
 from replicator.units import KIB, MIB
@@ -85,7 +85,7 @@ class TlsTransport:
         while True:
             with self.lock:
                 try:
-                    return self._tls.read(len(target), target)  # type: ignore[arg-type] # typeshed wants a bytearray
+                    return cast(int, self._tls.read(len(target), target))
                 except ssl.SSLWantReadError:
                     pass
                 except (ssl.SSLZeroReturnError, ssl.SSLEOFError):

@@ -61,7 +61,7 @@ class Workers:
         slot.generation = self._gate.generation
         try:
             job()
-        except Exception:
+        except Exception:  # noqa: BLE001 - a fault of ours in one job ends no worker
             _log.exception("a worker's job failed")
         finally:
             slot.generation = IDLE

@@ -49,14 +49,13 @@ class VolumeEntry:
     name: str
     host: str
     size_bytes: int
-    deleted: int
+    deleted: bool
 
     def __post_init__(self) -> None:
         require_range(self.timeline, 1, TIMELINE_LIMIT, "VolumeEntry.timeline")
         require_name(self.name, "VolumeEntry.name")
         require_text(self.host, "VolumeEntry.host")
         require_size(self.size_bytes, "VolumeEntry.size_bytes")
-        require_range(self.deleted, 0, 2, "VolumeEntry.deleted")
 
 
 @dataclass(frozen=True, slots=True)

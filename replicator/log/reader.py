@@ -14,11 +14,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from replicator._buffer import Buffer
+from replicator.errors import FormatError
 from replicator.events.codec import Event
 from replicator.events.frames import Decompressor
 from replicator.events.state import StreamState
 from replicator.log.index import ChunkPlace, SegmentIndex
 from replicator.log.interface import Waiter
+from replicator.log.parts import Part
 from replicator.log.segment import Segment
 from replicator.log.stream import SegmentStream
 
@@ -96,3 +98,36 @@ class SegmentReader:
             raise key.wrong(f"{place.stored_bytes} bytes at {place.offset_bytes}", found, first + place.event)
         pages = self._decompressor.expand_checked(place.codec, place.raw_bytes, stored, place.crc32c)
         return pages[place.begin_byte : place.end_byte]
+
+    def parts(self, sequence: int) -> Iterator[Part]:
+        """The parts from the one that holds `sequence` on, each a segment without its data (log/parts)."""
+        begin = self._stream.locate(sequence)
+        while True:
+            part = self._stream.part(begin)
+            if part is not None:
+                yield part
+                begin = part.last + 1
+            elif not self._stream.check_end(begin):
+                return
+
+    def index_of(self, first: int) -> SegmentIndex:
+        """The index of the segment that begins with `first`."""
+        footer = self._stream.footer(first)
+        if footer is None:
+            raise self._stream.key_of(first).wrong("the segment that was there before", "nothing")
+        return footer.index
+
+    def frame(self, first: int, number: int, row: tuple[int, ...], decompressor: Decompressor) -> Buffer:
+        """The pages of one frame by one ranged read; from any thread that brings its own decompressor."""
+        offset, stored_bytes, raw_bytes, crc, event, codec = row
+        name, key = self._stream.name_of(first), self._stream.key_of(first)
+        stored = self._stream.store.get_range(name, offset, stored_bytes)
+        if stored is None or len(stored) != stored_bytes:
+            found = "nothing" if stored is None else f"{len(stored)} bytes"
+            raise key.wrong(f"{stored_bytes} bytes of frame {number} at {offset}", found, first + event)
+        try:
+            return decompressor.expand_checked(codec, raw_bytes, stored, crc)
+        except FormatError as error:
+            raise key.wrong(
+                f"{error.where} {number} at {offset}: {error.expected}", error.found, first + event
+            ) from None

@@ -2,7 +2,7 @@
 
     object            magic   body
     marker            "RPLG"  text "replicator log", format u32 = 1
-    catalogue entry   "RPCE"  volume uuid, timeline u32, name text, host text, size u64, deleted u8
+    catalogue entry   "RPCE"  volume uuid, timeline u32, name text, host text, size u64, deleted bool
     claim             "RPCL"  host text
 
 `start` is a stream's state as it is (events/state). All are written whole, and checked when read.
@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from replicator._buffer import Buffer
 from replicator.errors import FormatError
-from replicator.events.fields import TEXT, U8, U32, U64, UUID16, pair_field, value_field
+from replicator.events.fields import BOOL, TEXT, U32, U64, UUID16, pair_field, value_field
 from replicator.events.record import decode_record, encode_record
 from replicator.log.interface import VolumeEntry
 
 _MARKER = pair_field(TEXT, U32)
-_ENTRY = value_field(VolumeEntry, (UUID16, U32, TEXT, TEXT, U64, U8))
+_ENTRY = value_field(VolumeEntry, (UUID16, U32, TEXT, TEXT, U64, BOOL))
 _FORMAT = ("replicator log", 1)
 
 

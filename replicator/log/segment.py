@@ -42,13 +42,13 @@ from __future__ import annotations
 
 import itertools
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from uuid import UUID
 
 from replicator._buffer import Buffer
 from replicator.errors import FormatError
-from replicator.events.codec import Event, decode_opened
+from replicator.events.codec import Event, decode_event, decode_opened
 from replicator.events.digests import crc32c, digest128
 from replicator.events.fields import BLOB, U32, FieldReader
 from replicator.events.header import EVENT_BYTES_MAX, Header, unpack_header
@@ -258,3 +258,27 @@ def _check_events(data: memoryview, key: SegmentKey, footer: Footer) -> list[_Op
     if events[-1].digest != footer.state.digest:
         raise key.wrong(f"a chain that ends with {footer.state.digest.hex()}", events[-1].digest.hex(), footer.last)
     return events
+
+
+def read_facts(
+    read: Callable[[int, int], bytes], key: SegmentKey, index: SegmentIndex, events_end: int
+) -> tuple[Event, ...]:
+    """The events without chunks, each checked by its own checksum and place; `read` takes (offset, length)."""
+    data = {*index.frames["event"].tolist(), *index.runs["event"].tolist()}
+    bounds = [*index.offsets.tolist(), events_end]
+    facts = []
+    for ordinal, (begin, end) in enumerate(itertools.pairwise(bounds)):
+        if ordinal in data:
+            continue
+        sequence = key.first + ordinal
+        if end - begin > EVENT_BYTES_MAX:
+            raise key.wrong(f"an event of at most {EVENT_BYTES_MAX} bytes", f"{end - begin}", sequence)
+        try:
+            event = decode_event(read(begin, end - begin), f"byte {begin}")
+        except FormatError as error:
+            raise key.wrong(f"{error.where}: {error.expected}", error.found, sequence) from None
+        header = event.header
+        if (header.volume, header.timeline, header.sequence) != (key.volume, key.timeline, sequence):
+            raise key.wrong(f"event {sequence} at byte {begin}", str(event), sequence)
+        facts.append(event)
+    return tuple(facts)

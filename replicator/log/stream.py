@@ -21,6 +21,7 @@ from replicator.events.state import StreamState, decode_state
 from replicator.log import names
 from replicator.log.errors import LogGapError, LostEndError, TrimmedError
 from replicator.log.objects import ObjectStore
+from replicator.log.parts import Part
 from replicator.log.segment import (
     SEGMENT_BYTES_MAX,
     TRAILER_BYTES,
@@ -30,7 +31,26 @@ from replicator.log.segment import (
     decode_footer,
     decode_trailer,
     open_segment,
+    read_facts,
 )
+from replicator.units import KIB
+
+_END_BYTES = 16 * KIB  # a part's footer and facts lie at a segment's end; of most segments that is all there is
+
+
+class EndOfObject:
+    """Ranged reads of one object, answered from its end where that was read already."""
+
+    def __init__(self, store: ObjectStore, name: str, size_bytes: int) -> None:
+        self._store, self._name = store, name
+        self._begin = max(0, size_bytes - _END_BYTES)
+        self._end = store.get_range(name, self._begin, size_bytes - self._begin) or b""
+
+    def read(self, offset_bytes: int, length_bytes: int) -> bytes:
+        """Those bytes, or fewer where the object ends before."""
+        if offset_bytes >= self._begin:
+            return self._end[offset_bytes - self._begin :][:length_bytes]
+        return self._store.get_range(self._name, offset_bytes, length_bytes) or b""
 
 
 class SegmentStream:
@@ -101,6 +121,18 @@ class SegmentStream:
         data = self.store.get_range(name, trailer.footer_offset, trailer.footer_bytes)
         return decode_footer(data or b"", key, trailer)
 
+    def part(self, first: int) -> Part | None:
+        """The segment that begins with `first` without its data, by one ranged read where that holds all of it."""
+        name, key = self.name_of(first), self.key_of(first)
+        size = self.store.size(name)
+        if size is None:
+            return None
+        end = EndOfObject(self.store, name, size)
+        trailer = decode_trailer(end.read(max(0, size - TRAILER_BYTES), TRAILER_BYTES), key, size)
+        footer = decode_footer(end.read(trailer.footer_offset, trailer.footer_bytes), key, trailer)
+        facts = read_facts(end.read, key, footer.index, trailer.footer_offset)
+        return Part(first, footer.last, footer.index, facts, footer.state)
+
     def state_before(self, first: int) -> StreamState:
         """The state before the segment that begins with `first`; LogGapError if its predecessor isn't there."""
         below = [other for other in self.firsts_in(names.folder_of(first - 1)) if other < first]
@@ -115,16 +147,20 @@ class SegmentStream:
 
         Raises TrimmedError (D2) or LogGapError (D1).
         """
-        start = self.start()
-        if sequence <= start.sequence:
-            raise TrimmedError(self.volume, self.timeline, sequence, start.sequence)
         evidence = self._evidence_beyond(sequence)
         if self.store.size(self.name_of(sequence)) is not None:
             return True
+        self._require_kept(sequence)  # read last: a trim writes it before it deletes
         if evidence:
             name = self.name_of(sequence)
             raise LogGapError(self.volume, self.timeline, sequence, f"{self.store.name}/{name}", evidence)
         return False
+
+    def _require_kept(self, sequence: int) -> None:
+        """D2."""
+        start = self.start().sequence
+        if sequence <= start:
+            raise TrimmedError(self.volume, self.timeline, sequence, start)
 
     def _evidence_beyond(self, sequence: int) -> str:
         """What shows that an event at or beyond `sequence` stood in the log; empty if nothing does."""
@@ -165,9 +201,7 @@ class SegmentStream:
 
         Raises TrimmedError (D2), LogGapError (D1), or LostEndError if the stream ends before.
         """
-        start = self.start()
-        if sequence <= start.sequence:
-            raise TrimmedError(self.volume, self.timeline, sequence, start.sequence)
+        self._require_kept(sequence)
         first = self.holder_of(sequence)
         footer = self.footer(first) if first is not None else None
         if first is not None and footer is not None and footer.last >= sequence:

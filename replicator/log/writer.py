@@ -191,7 +191,7 @@ class SegmentWriter:
     def _keep_catalogue(self) -> None:
         """Write the entry where it isn't what the stream says, unless a later timeline has it."""
         state = self._durable
-        deleted = int(state.life is Life.DELETED)
+        deleted = state.life is Life.DELETED
         entry = VolumeEntry(state.volume, state.timeline, state.name, self._host, state.size_bytes, deleted)
         if entry == self._entry:
             return

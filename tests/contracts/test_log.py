@@ -228,7 +228,7 @@ def test_the_beacon_is_replaced_and_tells_of_a_lost_end(log: Log, opener: Opener
 
 def test_the_catalogue_follows_the_stream(log: Log) -> None:
     script = filled(log, 1)
-    entry = VolumeEntry(VOLUME, 1, "disk-1", "alpha", SIZE_BYTES, 0)
+    entry = VolumeEntry(VOLUME, 1, "disk-1", "alpha", SIZE_BYTES, False)
     assert log.volumes() == [entry]
     with log.writer(VOLUME, 1) as writer:
         script.open().put(VolumeRenamed("disk-9", 1))
@@ -236,7 +236,7 @@ def test_the_catalogue_follows_the_stream(log: Log) -> None:
         assert [volume.name for volume in log.volumes()] == ["disk-9"]
         script.put(VolumeDeleted(1))
         append(writer, script)
-    assert [volume.deleted for volume in log.volumes()] == [1]
+    assert [volume.deleted for volume in log.volumes()] == [True]
     other = Script(StreamState.start(OTHER_VOLUME), "beta").create()
     with log.writer(OTHER_VOLUME, 1) as writer:
         append(writer, other)

@@ -226,9 +226,9 @@ def test_the_order_within_a_transaction() -> None:
         with pytest.raises(BrokenOrderError):
             seal(script.state, late)
     script.put(written(2, 5))
-    for late in (ZERO, written(5), written(1)):
+    for body in (ZERO, written(5), written(1)):
         with pytest.raises(BrokenOrderError):
-            seal(script.state, late)
+            seal(script.state, body)
     script.put(written(6))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +110,24 @@ def test_a_segment_rolls_when_its_index_is_full() -> None:
     assert ROLL_CHUNKS == 1 << 18
     found = ObjectLog(store).reader(VOLUME, 1).index_at(4)
     assert found is not None and len(found[1].chunks) == 16384
+
+
+def test_of_racing_writers_exactly_one_gets_a_name(tmp_path: Path) -> None:
+    rounds, store = 40, DirectoryStore(tmp_path)
+    gate = threading.Barrier(4)
+
+    def race(who: int) -> list[bool]:
+        won = []
+        for i in range(rounds):
+            gate.wait()
+            won.append(store.put_if_absent(f"a/b/{i}", bytes([who]) * 100))
+        return won
+
+    with ThreadPoolExecutor(4) as pool:
+        won = list(pool.map(race, range(4)))
+    for i in range(rounds):
+        winners = [who for who in range(4) if won[who][i]]
+        assert len(winners) == 1 and store.get(f"a/b/{i}", 1000) == bytes(winners) * 100
 
 
 @pytest.mark.parametrize("fault", [Fault.FULL, Fault.ERROR_BEFORE])

@@ -1,0 +1,298 @@
+"""What a publisher has to do next, from what the pool remembers and what the log's tail says: a pure function.
+
+The heart of publishing: pool and log each may be behind, after a crash of either side at any line; this table says how
+they come together again. p is the pool's last published transaction, q the log's last committed one, R the transaction
+that the pool has prepared (its number is p + 1), T the one that is open at the tail.
+
+    tail                                        pool                              outcome
+    timeline ended, or a later one is claimed   any                               refused: TimelineOverError
+    volume deleted                              any                               refused: VolumeGoneError
+    epoch later than ours                       any                               refused: FencedError
+    q > p, not (q = p + 1 and R is it)          any                               refused: PoolOlderError
+    q = p, another digest                       any                               refused: PoolOlderError
+    q = p, T isn't R                            any                               refused: PoolOlderError
+    q < p                                       nothing that equals q             refused: LostEndError
+    nothing yet                                 p = 0                             CreateStream
+    any other                                   epoch at the tail isn't ours      OpenStream
+    q = p + 1 and R is it                       R                                 Finish
+    q < p, T                                    something that equals q           Abort T
+    q < p                                       something that equals q           Rewind to q
+    q = p, T = R                                R void, or a snapshot of it gone  Abort T
+    q = p, T = R                                R                                 Resume behind the log's last event
+    q = p                                       no R                              Ready
+    q = p                                       R void, a snapshot gone, same as  Drop R
+                                                the base, or of another number
+    q = p                                       R                                 Publish R
+
+Refusals come first: who may not publish appends nothing and fences nobody.
+
+Invariants
+  D1  Every outcome but Ready and the refusals changes pool or log so that the same table gives another row; the
+      chain of them ends in Ready.
+  D2  No outcome lets go of a base before its successor is committed in the log.
+
+Failures raised by refuse(): the conflicts above, each with the command that mends it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+from uuid import UUID
+
+from replicator.errors import ConflictError
+from replicator.events.state import Life, OpenTransaction, StreamState
+from replicator.events.values import StateName
+from replicator.pool.catalogue_schema import Position, Prepared
+
+
+class RefusedError(ConflictError):
+    """This volume may not be published from here; a person decides."""
+
+    kind = "refused"
+
+
+class FencedError(RefusedError):
+    """A later publisher took the volume over."""
+
+    kind = "fenced"
+
+
+class TimelineOverError(RefusedError):
+    """The timeline ended, or a promote claimed its successor."""
+
+    kind = "timeline-over"
+
+
+class VolumeGoneError(RefusedError):
+    """The stream says that the volume was deleted."""
+
+    kind = "volume-gone"
+
+
+class PoolOlderError(RefusedError):
+    """The log has what the pool never prepared: the pool is an older copy, or another history."""
+
+    kind = "pool-older"
+
+
+class LostEndError(RefusedError):
+    """The log ends before what was published, and nothing in the pool equals its end."""
+
+    kind = "log-lost-end"
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of one volume, in the pool and in the log.
+
+    `epoch`: ours, None before we took one. `committed_transaction`: the UUID of the log's last committed transaction,
+    where it matters. `equal_to_tail`: a snapshot that equals it. `void`: why the prepared transaction can't be sent.
+    """
+
+    pool_path: str
+    volume: str
+    tail: StreamState
+    position: Position | None = None
+    prepared: Prepared | None = None
+    base_there: bool = True
+    target_there: bool = True
+    unchanged: bool = False
+    void: str | None = None
+    epoch: int | None = None
+    successor: int | None = None
+    committed_transaction: UUID | None = None
+    equal_to_tail: int | None = None
+
+    @property
+    def published(self) -> int:
+        """p."""
+        return self.position.number if self.position else 0
+
+    @property
+    def committed(self) -> int:
+        """q."""
+        return self.tail.committed.number if self.tail.committed else 0
+
+    @property
+    def is_finished(self) -> bool:
+        """q = p + 1 and R is it."""
+        ours = self.prepared is not None and self.committed_transaction == self.prepared.transaction_uuid
+        return ours and self.committed == self.published + 1
+
+    @property
+    def is_ours_open(self) -> bool:
+        """T = R."""
+        opened, prepared = self.tail.open, self.prepared
+        return opened is not None and prepared is not None and opened.transaction == prepared.transaction_uuid
+
+
+@dataclass(frozen=True, slots=True)
+class CreateStream:
+    """Append VolumeCreated."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenStream:
+    """Append PublisherOpened with this epoch, and read the tail again."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """Append the prepared transaction from its beginning."""
+
+    prepared: Prepared
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Append what is left of the prepared transaction."""
+
+    prepared: Prepared
+    opened: OpenTransaction
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The log has the prepared transaction: tell the pool."""
+
+    prepared: Prepared
+    committed: StateName
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """Append TransactionAborted."""
+
+    opened: OpenTransaction
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Forget the prepared transaction: nothing of it counts in the log."""
+
+    prepared: Prepared
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rewind:
+    """The log lost its end: go back to its tail, whose content the thin device `dev_id` still is."""
+
+    committed: StateName
+    dev_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Pool and log agree, and nothing is under way: the next cut may come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Nothing may be published."""
+
+    error: RefusedError
+
+
+Outcome: TypeAlias = CreateStream | OpenStream | Publish | Resume | Finish | Abort | Drop | Rewind | Ready | Refuse
+
+UNCHANGED = "nothing changed"
+
+
+def decide(facts: Facts) -> Outcome:
+    """The table's first row that fits."""
+    refused = _refusal(facts)
+    if refused is not None:
+        return Refuse(refused)
+    tail = facts.tail
+    if tail.life is Life.EMPTY:
+        return CreateStream()
+    if facts.epoch is None or facts.epoch != tail.epoch:
+        return OpenStream(1 + max(tail.epoch, facts.epoch or 0, facts.position.epoch if facts.position else 0))
+    if facts.is_finished:
+        assert facts.prepared is not None and tail.committed is not None
+        return Finish(facts.prepared, tail.committed, tail.committed_sequence)
+    if facts.committed < facts.published:
+        return _go_back(facts)
+    return _go_on(facts)
+
+
+def _go_back(facts: Facts) -> Outcome:
+    """q < p, and the pool has what equals q."""
+    if facts.tail.open is not None:
+        return Abort(facts.tail.open, "the log lost its end")
+    assert facts.tail.committed is not None and facts.equal_to_tail is not None
+    return Rewind(facts.tail.committed, facts.equal_to_tail)
+
+
+def _go_on(facts: Facts) -> Outcome:
+    """q = p."""
+    prepared, opened = facts.prepared, facts.tail.open
+    if prepared is None:
+        return Ready()
+    broken = facts.void
+    if broken is None and not facts.target_there:
+        broken = "the target is gone"
+    if broken is None and prepared.base_dev_id is not None and not facts.base_there:
+        broken = "the base is gone"
+    if opened is not None:
+        return Abort(opened, broken) if broken else Resume(prepared, opened)
+    if prepared.number != facts.tail.next_number:
+        broken = broken or f"the log expects transaction {facts.tail.next_number}"
+    if facts.unchanged:
+        broken = broken or UNCHANGED
+    return Drop(prepared, broken) if broken else Publish(prepared)
+
+
+def _refusal(facts: Facts) -> RefusedError | None:
+    tail, volume = facts.tail, f"volume {facts.volume}"
+    rebase = f"replicator agent rebase {facts.pool_path} {facts.volume}"
+    if tail.life is Life.ENDED or facts.successor is not None:
+        successor = f"; timeline {facts.successor} took over" if facts.successor else ""
+        return TimelineOverError(
+            f"{volume}: timeline {tail.timeline} has ended{successor}", mend=f"{rebase} --new-timeline"
+        )
+    if tail.life is Life.DELETED:
+        return VolumeGoneError(f"{volume}: the log says that it was deleted", mend=f"{rebase} --new-timeline")
+    if facts.epoch is not None and tail.epoch > facts.epoch:
+        return FencedError(
+            f"{volume}: another publisher took it over (epoch {tail.epoch}, ours is {facts.epoch})",
+            mend="stop one of the two: only one host may publish a volume",
+        )
+    return _other_history(facts, volume, rebase)
+
+
+def _other_history(facts: Facts, volume: str, rebase: str) -> RefusedError | None:
+    """Whether pool and log tell different histories."""
+    tail, position = facts.tail, facts.position
+    either = f"{rebase} --new-timeline|--from-log"
+    ours = f"the pool's last published transaction is {facts.published}"
+    if facts.committed < facts.published:
+        if facts.equal_to_tail is not None:
+            return None
+        return LostEndError(
+            f"{volume}: the log lost its end: it has {facts.committed}, {ours}, and nothing here equals {facts.committed}",
+            mend=f"{rebase} --from-log",
+        )
+    if facts.committed > facts.published:
+        if facts.is_finished and tail.open is None:
+            return None
+        return PoolOlderError(
+            f"{volume}: the log has transaction {facts.committed}, {ours}: the pool is an older copy", mend=either
+        )
+    if position is not None and tail.committed is not None and tail.committed.digest != position.digest:
+        return PoolOlderError(
+            f"{volume}: transaction {position.number} is {tail.committed.digest.hex()} in the log,"
+            f" and {position.digest.hex()} in the pool: two histories",
+            mend=either,
+        )
+    if tail.open is not None and not facts.is_ours_open:
+        return PoolOlderError(
+            f"{volume}: the log holds an open transaction {tail.open.number} that the pool never prepared", mend=either
+        )
+    return None

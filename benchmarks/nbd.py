@@ -1,0 +1,234 @@
+"""NBD: our exporter beside nbdkit's file plugin, qemu-nbd on a raw file, and qemu-nbd on qcow2 with a backing file.
+
+    python benchmarks/nbd.py [--rounds 3] [--seconds 2] [--size-mib 512] [--folder DIR] [JOB ...]
+
+Every server has a disk of its own of the same size, filled through NBD in 64 KiB pieces, all warm, and its own Unix
+socket. The client is fio's nbd engine, the same for all; servers take turns within a round, and the order changes with
+the round. Printed for each job: our operations a second, our CPU microseconds an operation (/proc/PID/stat), and the
+medians of the rounds' ratios, ours ÷ theirs: above 1 we are faster. `first touch` and `cow break` begin each round with
+a fresh volume or overlay, and write 4 KiB of one 64 KiB block after another, in random order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tests.support import servers
+from tests.support.exporting import Child, Setup, exporting
+from tests.support.judges import nbd_tool
+
+MIB = 1 << 20
+TICKS = os.sysconf("SC_CLK_TCK")
+OURS, NBDKIT, RAW, QCOW2 = "replicator", "nbdkit file", "qemu-nbd raw", "qcow2 + backing"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One pattern of fio; `fresh` says what each round begins with."""
+
+    name: str
+    rw: str
+    block: str
+    depth: int
+    more: tuple[str, ...] = ()
+    fresh: str = ""
+
+
+JOBS = (
+    Job("random read 4k, depth 32", "randread", "4k", 32),
+    Job("random write 4k, depth 32", "randwrite", "4k", 32),
+    Job("random read 64k, depth 32", "randread", "64k", 32),
+    Job("random write 64k, depth 32", "randwrite", "64k", 32),
+    Job("random read 4k, depth 1", "randread", "4k", 1),
+    Job("random write 4k, depth 1", "randwrite", "4k", 1),
+    Job("random read 64k, depth 1", "randread", "64k", 1),
+    Job("random write 64k, depth 1", "randwrite", "64k", 1),
+    Job("sequential read 256k, depth 8", "read", "256k", 8),
+    Job("sequential write 256k, depth 8", "write", "256k", 8),
+    Job("random write 4k, depth 32, flush every 32", "randwrite", "4k", 32, ("--fsync=32",)),
+    Job("first touch 4k, depth 32", "randwrite", "4k", 32, ("--blockalign=64k",), "empty"),
+    Job("cow break 4k, depth 32", "randwrite", "4k", 32, ("--blockalign=64k",), "snapshot"),
+)
+
+
+@dataclass(slots=True)
+class Run:
+    """What one server did in one run."""
+
+    operations_a_second: float
+    cpu_us: float
+
+
+@dataclass(slots=True)
+class Target:
+    """A server that runs: where its disk is, and which process burns the CPU."""
+
+    uri: str
+    pid: int
+
+
+@dataclass(slots=True)
+class Bench:
+    """Folders, sizes, and our own child."""
+
+    folder: Path
+    size: int
+    seconds: float
+    child: Child
+    next_device: int = 2
+    results: dict[str, dict[str, list[Run]]] = field(default_factory=dict)
+
+    def fio(self, target: Target, job: Job) -> Run:
+        """One run against one server."""
+        length = ["--io_size=" + str(self.size // 65536 // 2 * 4096)] if job.fresh else [
+            "--time_based", f"--runtime={self.seconds}"
+        ]  # fmt: skip
+        before = cpu_seconds(target.pid)
+        out = nbd_tool("fio").run(
+            "--name=j", "--ioengine=nbd", f"--uri={target.uri}", f"--rw={job.rw}", f"--bs={job.block}",
+            f"--iodepth={job.depth}", f"--size={self.size}", "--output-format=json", "--thread", "--randrepeat=0",
+            *length, *job.more,
+        )  # fmt: skip
+        burnt = cpu_seconds(target.pid) - before
+        report = json.loads(out.stdout[out.stdout.index("{") :])["jobs"][0]
+        side = report["read" if "read" in job.rw else "write"]
+        return Run(side["iops"], burnt / side["total_ios"] * 1e6)
+
+    def fill(self, target: Target) -> None:
+        """Write all of a disk in 64 KiB pieces."""
+        nbd_tool("fio").run(
+            "--name=f", "--ioengine=nbd", f"--uri={target.uri}", "--rw=write", "--bs=64k", "--iodepth=8",
+            f"--size={self.size}", "--end_fsync=1",
+        )  # fmt: skip
+
+    @contextlib.contextmanager
+    def serving(self, name: str, job: Job) -> Iterator[Target]:
+        """One of the four with the disk that the job wants."""
+        if name == OURS:
+            yield Target(self._ours(job.fresh), self.child.pid)
+            return
+        socket_path = self.folder / "other.sock"
+        socket_path.unlink(missing_ok=True)
+        listener = servers.unix_socket(socket_path)
+        uri = f"nbd+unix:///?socket={socket_path}"
+        with self._other(name, job.fresh, listener) as pid:
+            yield Target(uri, pid)
+
+    def _ours(self, fresh: str) -> str:
+        export = "vol"
+        if fresh == "empty":
+            export = f"fresh{self.next_device}"
+            self.child.order("put", name=export, device=self.next_device, size=self.size)
+        elif fresh:
+            self.child.order("cut", device=1, into=self.next_device, name="")
+        self.next_device += bool(fresh)
+        return f"nbd+unix:///{export}?socket={self.folder / 'ours.sock'}"
+
+    @contextlib.contextmanager
+    def _other(self, name: str, fresh: str, listener: object) -> Iterator[int]:
+        log = self.folder / "other.log"
+        if name == NBDKIT:
+            with servers.nbdkit("file", [str(self.folder / "nbdkit.raw")], listener, log) as process:  # type: ignore[arg-type] # a socket
+                yield process.pid
+            return
+        image = self.folder / ("qemu.raw" if name == RAW else self._overlay(fresh))
+        arguments = ["-f", "raw" if name == RAW else "qcow2", "-t", "-e", "8", str(image)]
+        with servers.serving(nbd_tool("qemu-nbd"), arguments, listener, log) as process:  # type: ignore[arg-type] # a socket
+            yield process.pid
+
+    def _overlay(self, fresh: str) -> str:
+        """The filled overlay; or a new one over nothing, or over data."""
+        if not fresh:
+            return "filled.qcow2"
+        backing = "empty.raw" if fresh == "empty" else "qemu.raw"
+        (self.folder / "fresh.qcow2").unlink(missing_ok=True)
+        overlay(self.folder / "fresh.qcow2", self.folder / backing)
+        return "fresh.qcow2"
+
+
+def overlay(path: Path, backing: Path) -> None:
+    """A qcow2 image over a raw one."""
+    nbd_tool("qemu-img").run("create", "-q", "-f", "qcow2", "-b", backing, "-F", "raw", path)
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time that a process has burnt."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def prepare(bench: Bench) -> None:
+    """Make and fill every disk."""
+    for name in ("nbdkit.raw", "qemu.raw", "empty.raw"):
+        with (bench.folder / name).open("wb") as file:
+            file.truncate(bench.size)
+    overlay(bench.folder / "filled.qcow2", bench.folder / "empty.raw")
+    steady = Job("fill", "write", "64k", 8)
+    for name in (OURS, NBDKIT, RAW, QCOW2):
+        with bench.serving(name, steady) as target:
+            bench.fill(target)
+
+
+def rivals(job: Job) -> Sequence[str]:
+    """Whom a job compares: only qcow2 has something to break or to touch first."""
+    return (OURS, QCOW2) if job.fresh else (OURS, NBDKIT, RAW, QCOW2)
+
+
+def measure(bench: Bench, job: Job, rounds: int) -> None:
+    """All rounds of one job, and its line."""
+    runs: dict[str, list[Run]] = {name: [] for name in rivals(job)}
+    for number in range(rounds):
+        names = list(runs)
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            with bench.serving(name, job) as target:
+                runs[name].append(bench.fio(target, job))
+    ours = runs[OURS]
+    cells = [f"{statistics.median(run.operations_a_second for run in ours):>9.0f}"]
+    cells.append(f"{statistics.median(run.cpu_us for run in ours):>7.1f}")
+    for name in (NBDKIT, RAW, QCOW2):
+        if name not in runs:
+            cells.append(f"{'–':>16}")
+            continue
+        pairs = zip(ours, runs[name], strict=True)
+        ratio = statistics.median(mine.operations_a_second / other.operations_a_second for mine, other in pairs)
+        cells.append(f"{ratio:>7.2f} ({statistics.median(run.cpu_us for run in runs[name]):>5.1f} µs)")
+    print(f"{job.name:<42}", *cells, flush=True)
+
+
+def main() -> None:
+    """Measure the jobs named, or all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("jobs", nargs="*", help="parts of names of jobs")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=2)
+    parser.add_argument("--size-mib", type=int, default=512)
+    parser.add_argument("--folder", type=Path)
+    given = parser.parse_args()
+    chosen = [job for job in JOBS if not given.jobs or any(part in job.name for part in given.jobs)]
+    size = given.size_mib * MIB
+    with tempfile.TemporaryDirectory(dir=given.folder) as name:
+        folder = Path(name)
+        setup = Setup(
+            listen=(f"unix:{folder / 'ours.sock'}",), volumes={"vol": size}, data_bytes=size * (3 + 2 * given.rounds)
+        )
+        with exporting(folder / "pool", setup) as child:
+            bench = Bench(folder, size, given.seconds, child)
+            prepare(bench)
+            print(f"{'':<42} {'ours/s':>9} {'µs CPU':>7} {'÷ nbdkit':>16} {'÷ qemu raw':>16} {'÷ qcow2':>16}")
+            for job in chosen:
+                measure(bench, job, given.rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""What stops a follower, as types; the log's and the chain's own errors stop it too.
+
+    type                  exit  meaning
+    ChunkMismatchError    3     a chunk reads otherwise than its event says: the replica, or the log, isn't what it was
+    VerifyError           3     what the replica holds isn't what the log says: which chunks of which point
+    ReplicaConflictError  4     the pool can't take the volume: its name is another's, or it is the source's own
+    RoomError             1     the transaction may need more room than the pool has (P8); it isn't begun
+"""
+
+from __future__ import annotations
+
+from replicator.errors import ConflictError, DamageError, NoSpaceError
+
+
+class ChunkMismatchError(DamageError):
+    """Chunk `chunk` of transaction `number` doesn't have its hash after applying."""
+
+    kind = "chunk-mismatch"
+
+    def __init__(self, volume: str, number: int, chunk: int, expected: bytes, found: bytes) -> None:
+        where = f"volume {volume}, transaction {number}, chunk {chunk}"
+        super().__init__(
+            f"{where}: expected the hash {expected.hex()} after applying, found {found.hex()}",
+            mend="replicator receiver rebase POOL VOLUME compares the replica with the log, and sends what differs",
+        )
+        self.volume = volume
+        self.number = number
+        self.chunk = chunk
+
+
+class VerifyError(DamageError):
+    """Chunks of a point that don't read as the log says."""
+
+    kind = "verify"
+
+    def __init__(self, point: str, chunks: list[int], count: int) -> None:
+        listed = ", ".join(map(str, chunks))
+        more = f" … and {count - len(chunks)} more" if count > len(chunks) else ""
+        super().__init__(
+            f"{point}: {count} chunk{'' if count == 1 else 's'} differ from the log: {listed}{more}",
+            mend="replicator receiver rebase POOL VOLUME compares the replica with the log, and sends what differs",
+        )
+        self.chunks = chunks
+        self.count = count
+
+
+class ReplicaConflictError(ConflictError):
+    """The pool holds something else under this name or UUID."""
+
+    kind = "replica-conflict"
+
+
+class RoomError(NoSpaceError):
+    """A transaction's worst case doesn't fit."""
+
+    def __init__(self, volume: str, number: int, what: str, needed: int, free: int, mend: str) -> None:
+        super().__init__(
+            f"volume {volume} waits for room: transaction {number} may need {needed} {what}, {free} are free",
+            mend=mend,
+        )
+        self.needed = needed
+        self.free = free

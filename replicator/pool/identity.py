@@ -1,0 +1,128 @@
+"""What ties a pool's parts together, and what it was made with: UUIDs, the data device's own id, settings in the catalogue.
+
+Written by pool/creation, checked by pool/opening and pool/reading before anything is believed.
+
+    part          knows the pool by
+    superblock    its uuid field
+    catalogue     its one PoolIdentity
+    data file     the extended attribute user.replicator.pool, where the file system has them
+    data device   nothing: its own id (WWN, serial number, dm UUID) and size stand in the catalogue
+
+Invariants
+  I1  Two parts that name two pools are never used together: DamageError with both ids.
+  I2  A catalogue that is behind its superblock is damage (pool/catalogue, G2).
+
+Failures: DamageError, UsageError.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+from pathlib import Path
+from uuid import UUID
+
+from replicator.blockdev.file import FileDevice
+from replicator.errors import DamageError, UsageError
+from replicator.pool.catalogue import Catalogue
+from replicator.pool.view import CatalogueView
+from replicator.thin.superblock import Superblock
+from replicator.units import parse_size
+
+DATA_DEVICE_SETTING = "data-device"
+LOW_WATER_SETTING = "low-water"
+TIME_CAPPED_SETTING = "time-capped"
+"""Stands while `time` has come to its cap by our own hand, and nobody else has written since (thin/metadata, D3)."""
+
+_ATTRIBUTE = "user.replicator.pool"
+_BLOCK_IDS = ("dm/uuid", "wwid", "device/wwid", "md/uuid", "serial", "device/serial")
+
+
+def check_identity(view: CatalogueView, superblock: Superblock, metadata: FileDevice, data: FileDevice) -> None:
+    """DamageError unless superblock, catalogue and data are one pool's (I1)."""
+    ours, found = view.pool.uuid, UUID(bytes=superblock.uuid)
+    mend = "put the pool's own files together again"
+    if ours != found:
+        raise DamageError(f"the catalogue is that of pool {ours}, but {metadata.name} is that of {found}", mend=mend)
+    marked = marked_pool(data)
+    if marked is not None and marked != ours:
+        raise DamageError(f"the catalogue is that of pool {ours}, but {data.name} is that of {marked}", mend=mend)
+    known = _known_device(view)
+    if known and data.is_block_device and (now := _block_id(data)) and now != known:
+        raise DamageError(f"the pool's data device is {known}, but {data.name} is {now}", mend=mend)
+
+
+def mark_file(data: FileDevice, pool: UUID) -> None:
+    """Write the pool's UUID beside the data file's content, where the file system has room for it."""
+    if not data.is_block_device:
+        with contextlib.suppress(OSError):
+            os.setxattr(data.fileno(), _ATTRIBUTE, str(pool).encode())
+
+
+def marked_pool(data: FileDevice) -> UUID | None:
+    """The UUID that the data file carries; None where it has none."""
+    try:
+        return UUID(os.getxattr(data.fileno(), _ATTRIBUTE).decode("ascii", "replace"))
+    except (OSError, ValueError):
+        return None
+
+
+def describe_device(data: FileDevice) -> str:
+    """What a raw data device is known by, as the setting's text; "" for a file."""
+    if not data.is_block_device:
+        return ""
+    return json.dumps({"id": _block_id(data), "size_bytes": data.size_bytes})
+
+
+def _known_device(view: CatalogueView) -> str:
+    try:
+        return str(json.loads(view.setting(DATA_DEVICE_SETTING, "{}"))["id"])
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
+def _block_id(device: FileDevice) -> str:
+    """The first name that the kernel has for the device and that no other one has; "" where it has none."""
+    found = os.fstat(device.fileno())
+    assert stat.S_ISBLK(found.st_mode)
+    folder = Path(f"/sys/dev/block/{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}").resolve()
+    partition = _text(folder / "partition")
+    if partition:
+        folder, partition = folder.parent, f" partition {partition}"
+    for name in _BLOCK_IDS:
+        if text := _text(folder / name):
+            return text + partition
+    return ""
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8", "replace").strip()
+    except OSError:
+        return ""
+
+
+def low_water_blocks(text: str, data_blocks: int, block_bytes: int) -> int:
+    """Free data blocks below which the pool warns: `text` is a part ("10%") or a size ("50GiB")."""
+    if text.endswith("%"):
+        try:
+            part = float(text[:-1])
+        except ValueError:
+            part = -1.0
+        if not 0 <= part <= 100:
+            raise UsageError(f"{text!r} is no part of a pool", mend="write it like 10%, or as a size like 50GiB")
+        return int(data_blocks * part / 100)
+    return -(-parse_size(text) // block_bytes)
+
+
+def open_catalogue(path: Path, superblock: Superblock) -> tuple[Catalogue, CatalogueView]:
+    """The catalogue for writing, as of the superblock's transaction: what a dead owner staged beyond is removed."""
+    catalogue = Catalogue(path)
+    try:
+        catalogue.discard_beyond(superblock.transaction_id)
+        return catalogue, catalogue.view(superblock.transaction_id)
+    except BaseException:
+        catalogue.close()
+        raise
