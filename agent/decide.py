@@ -276,7 +276,7 @@ def _other_history(facts: Facts, volume: str, rebase: str) -> RefusedError | Non
         if facts.equal_to_tail is not None:
             return None
         return LostEndError(
-            f"{volume}: the log lost its end: it has {facts.committed}, {ours}, and nothing here equals {facts.committed}",
+            f"{volume}: the log lost its end: it has {facts.committed}, {ours}, and no snapshot here equals that",
             mend=f"{rebase} --from-log",
         )
     if facts.committed > facts.published:

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -78,7 +78,7 @@ class Extractor:
         """The most chunks that `bodies` will touch."""
         return self._delta.chunk_bound()
 
-    def bodies(self, after: Progress | None = None) -> Iterator[ChunkBody]:
+    def bodies(self, after: Progress | None = None) -> Generator[ChunkBody, None, None]:
         """The transaction's content behind `after`, lazily (X2)."""
         progress = after or Progress()
         begin = progress.first_of(Phase.DISCARDS)

@@ -198,7 +198,7 @@ def measure(bench: Bench, job: Job, rounds: int) -> None:
     cells.append(f"{statistics.median(run.cpu_us for run in ours):>7.1f}")
     for name in (NBDKIT, RAW, QCOW2):
         if name not in runs:
-            cells.append(f"{'–':>16}")
+            cells.append(f"{'-':>16}")
             continue
         pairs = zip(ours, runs[name], strict=True)
         ratio = statistics.median(mine.operations_a_second / other.operations_a_second for mine, other in pairs)

@@ -13,22 +13,24 @@ Invariants
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
+from receiver.disks import Disks
+from receiver.runs import BlockRuns
 from replicator._buffer import Buffer
-from replicator.errors import UnavailableError
+from replicator.errors import ConflictError, NoSpaceError, NotFoundError, UnavailableError, UsageError
 from replicator.pdata.block import Words
 from replicator.pool.interface import Filling, Lease, Pool
 from replicator.thin.mapping import data_blocks
 from replicator.thin.view import PoolView
-from receiver.disks import Disks
-from receiver.runs import BlockRuns
 
 NOWHERE = -1
 _RESERVE_AHEAD = 256  # blocks asked for at once: a call each of them would cost more than writing it
 _QUEUED_BYTES_MAX = 16 << 20  # of writes that wait to be joined
 _PIECE_BYTES = 1 << 20  # of a block that is copied or looked at
+_REFUSALS = (NoSpaceError, ConflictError, NotFoundError, UsageError)
 
 
 class StepBlocks:
@@ -75,11 +77,10 @@ class StepBlocks:
 
     def unmap(self, begin: int, end: int) -> None:
         """The blocks [begin, end) hold nothing from now on."""
-        if self.fresh:
-            inside = range(begin, end) if end - begin < len(self.fresh) else list(self.fresh)
-            for block in inside:
-                if begin <= block < end and block in self.fresh:
-                    self._stock.append(self.fresh.pop(block))
+        near = range(begin, end) if end - begin < len(self.fresh) else list(self.fresh)
+        for block in [each for each in near if begin <= each < end and each in self.fresh]:
+            self.write_queued()  # before its place is given to another block
+            self._stock.append(self.fresh.pop(block))
         self.gone.add(np.array([(begin, end)], dtype=np.uint64))
 
     def unmap_many(self, rows: Words) -> None:
@@ -150,9 +151,18 @@ class StepBlocks:
         data = np.array([self.fresh[block] for block in blocks.tolist()], dtype=np.uint64)
         return Filling(self.dev_id, blocks, data, self.gone.rows)
 
-    def taken(self) -> None:
-        """The switch is durable: the fresh blocks are the device's."""
-        self.fresh = {}
+    @contextmanager
+    def named_by(self, part: Filling) -> Iterator[None]:
+        """While the switch with `part` is asked for: its blocks are the device's, or ours again if it was refused.
+
+        After any other error nobody knows; whoever ends the connection, or opens the pool again, frees them.
+        """
+        named = {block: self.fresh.pop(block) for block in part.virtual_blocks.tolist()}
+        try:
+            yield
+        except _REFUSALS:
+            self.fresh.update(named)
+            raise
 
     def close(self) -> None:
         """Give back what nobody named (K3)."""

@@ -36,6 +36,8 @@ from itertools import groupby
 
 import numpy as np
 
+from receiver.blocks import NOWHERE, StepBlocks, is_zero
+from receiver.errors import ChunkMismatchError
 from replicator._buffer import Buffer
 from replicator.events.chunks import ChunksDiscarded, ChunksWritten, ChunksZeroed
 from replicator.events.digests import digest128
@@ -45,8 +47,6 @@ from replicator.events.values import chunk_count_of
 from replicator.pdata.block import Words
 from replicator.pool.interface import Filling
 from replicator.units import CHUNK_BYTES
-from receiver.blocks import StepBlocks, is_zero
-from receiver.errors import ChunkMismatchError
 
 _BATCH_CHUNKS = 64  # 4 MiB: long enough to look mappings up and write in one go
 _ZEROS = bytes(CHUNK_BYTES)
@@ -130,8 +130,7 @@ class Draft:
             for block, chunks in groups:
                 wiped = self._wiped.get(block, 0)
                 parts = {
-                    chunk.chunk % self._chunks_per_block: self._applied(chunk, places[block], wiped)
-                    for chunk in chunks
+                    chunk.chunk % self._chunks_per_block: self._applied(chunk, places[block], wiped) for chunk in chunks
                 }
                 self._put(block, places[block], parts)
             self.blocks.write_queued()
@@ -157,7 +156,9 @@ class Draft:
             if wiped >> ordinal & 1:
                 parts.setdefault(ordinal, _ZEROS)
         all_zero = all(content is _ZEROS for content in parts.values())
-        if all_zero and (place < 0 or len(parts) == self._chunks_per_block):
+        if all_zero and place == NOWHERE:
+            return
+        if all_zero and len(parts) == self._chunks_per_block:
             self.blocks.unmap(block, block + 1)
             return
         is_fresh = block in self.blocks.fresh
@@ -168,7 +169,6 @@ class Draft:
         for begin, end in () if is_fresh else _others(sorted(parts), self._chunks_per_block):
             holds = self.blocks.copy(place, target, begin * CHUNK_BYTES, end * CHUNK_BYTES) or holds
         if not holds and not (is_fresh and self.blocks.holds_data(target)):
-            self.blocks.write_queued()
             self.blocks.unmap(block, block + 1)
 
     def finish(self) -> Filling:

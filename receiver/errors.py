@@ -1,10 +1,10 @@
 """What stops a follower, as types; the log's and the chain's own errors stop it too.
 
-    type                  exit  meaning
-    ChunkMismatchError    3     a chunk reads otherwise than its event says: the replica, or the log, isn't what it was
-    VerifyError           3     what the replica holds isn't what the log says: which chunks of which point
-    ReplicaConflictError  4     the pool can't take the volume: its name is another's, or it is the source's own
-    RoomError             1     the transaction may need more room than the pool has (P8); it isn't begun
+type                  exit  meaning
+ChunkMismatchError    3     a chunk reads otherwise than its event says: the replica, or the log, isn't what it was
+VerifyError           3     what the replica holds isn't what the log says: which chunks of which point
+ReplicaConflictError  4     the pool can't take the volume: its name is another's, or it is the source's own
+RoomError             1     the transaction may need more room than the pool has (P8); it isn't begun
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ import contextlib
 import errno
 import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from replicator._buffer import Buffer
 from replicator.blockdev.nbd_connection import TIMEOUT_S, NbdConnection, connect
@@ -131,7 +131,7 @@ class NbdDevice:
 
         self._run("write", offset_bytes, len(view), self._largest_data(), piece)
 
-    def pwritev(self, parts: list[Buffer], offset_bytes: int) -> None:
+    def pwritev(self, parts: Sequence[Buffer], offset_bytes: int) -> None:
         self.pwrite(b"".join(parts), offset_bytes)
 
     def discard(self, offset_bytes: int, length_bytes: int) -> None:

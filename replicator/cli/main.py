@@ -142,3 +142,7 @@ def _tell_bug(args: list[str], error: Exception) -> int:
     mend = "set REPLICATOR_TRACEBACK=1, run it again, and report what it prints"
     _tell(args, "bug", f"a bug of ours: {type(error).__name__}: {error}", mend)
     return 1
+
+
+if __name__ == "__main__":
+    main()

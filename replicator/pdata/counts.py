@@ -15,8 +15,8 @@ Invariants
   C1  free = blocks with count 0 and not TAKEN; `free_count` is always that number.
   C2  A count that falls to 0 leaves TAKEN behind until `settle`, unless the block is FRESH.
   C3  `overflow` holds every block whose entry in the overflow tree may have changed since the last commit.
-  C4  A block that is shared in the committed state or in the running one isn't `is_exclusive` (P6): a power cut brings back
-      those who let go of it.
+  C4  A block that is shared in the committed state or in the running one isn't `is_exclusive` (P6): a power cut brings
+      back those who let go of it.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ class CountArray:
         if over.size:
             self.overflow.append(over)
         self.mark_left(blocks[new > 0])
-        dead = blocks[new == 0]
+        dead: Words = blocks[new == 0]
         if dead.size:
             dead = np.unique(dead) if (old - new > 1).any() else dead
             self._bury(dead)

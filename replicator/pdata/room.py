@@ -1,4 +1,4 @@
-"""How many free metadata blocks a commit may need, before anything of it is done: pure arithmetic over the pool's shape.
+"""How many free metadata blocks a commit may need, before anything of it is done: arithmetic over the pool's shape.
 
 Asked by thin/engine, which admits no more mapping changes than the free metadata can take (P8), and by those who hand
 in large changes. A mapped block weighs 1; a trimmed run weighs UNMAP_WEIGHT, since it cuts a leaf at either end and may

@@ -19,7 +19,7 @@ from replicator.pool.catalogue_schema import Cut, Snapshot, Volume
 from replicator.pool.changes import Change as RowChange
 from replicator.pool.changes import Put
 from replicator.pool.interface import CutMade, CutRequest, Filling, StaleSwitchError, Switch
-from replicator.thin.engine import unmap_range
+from replicator.thin.folding import unmap_range
 from replicator.thin.metadata import PoolMetadata
 
 if TYPE_CHECKING:

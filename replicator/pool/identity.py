@@ -1,4 +1,4 @@
-"""What ties a pool's parts together, and what it was made with: UUIDs, the data device's own id, settings in the catalogue.
+"""What ties a pool's parts together: its UUID in each, the data device's own id; and what else it was made with.
 
 Written by pool/creation, checked by pool/opening and pool/reading before anything is believed.
 

@@ -233,9 +233,7 @@ class LocalPool:
             self._zero_tail(row, size_bytes)
         outcome: Outcome = self.engine.change(Change(apply=work.apply, prepare=work.prepare))
         if device is not None:
-            with self.engine.publish_lock:
-                device.table.resize(-(-size_bytes // self.block_bytes))
-                device.size_bytes = size_bytes
+            device.resize(size_bytes)
         return outcome.transaction_id
 
     def _zero_tail(self, row: Volume, size_bytes: int) -> None:

@@ -67,6 +67,10 @@ Waiting = Callable[[str], None]
 """Told once what is being waited for."""
 
 
+class OwnedElsewhereError(ConflictError):
+    """The pool has an owner; the message says its pid."""
+
+
 class _StatFs(ctypes.Structure):
     _fields_ = (("f_type", ctypes.c_long), ("rest", ctypes.c_byte * 248))
 
@@ -196,11 +200,12 @@ def owner_pid(directory: Path) -> int | None:
     return int(text) if text.strip().isdigit() else None
 
 
-def owned_elsewhere(directory: Path) -> ConflictError:
+def owned_elsewhere(directory: Path) -> OwnedElsewhereError:
     """What a second opener is told (P9)."""
     pid = owner_pid(directory)
     who = "another process" if pid is None else f"process {pid}"
-    return ConflictError(f"{directory} is open in {who}", mend="use it through that process, or stop it")
+    mend = "wait until it is done, or stop it"
+    return OwnedElsewhereError(f"{directory} is open in {who}", mend=mend)
 
 
 def _refuse_beside_owner(path: Path, fd: int) -> bool:

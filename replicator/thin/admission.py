@@ -43,9 +43,9 @@ class Admission:
         self.write_limit = shape.largest_weight(_beyond_kept(shape, left), self._capacity)
 
     @staticmethod
-    def fits(shape: PoolShape, weight: int, change_count: int, *, may_use_kept: bool) -> bool:
-        """Whether so many changes can go into one commit with a set of this weight."""
-        left = shape.free_blocks - CHANGE_BLOCKS * change_count
+    def fits(shape: PoolShape, weight: int, *, may_use_kept: bool) -> bool:
+        """Whether a change can go into one commit with a set of this weight."""
+        left = shape.free_blocks - CHANGE_BLOCKS
         return shape.worst_case(weight) <= (left if may_use_kept else _beyond_kept(shape, left))
 
 

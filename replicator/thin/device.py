@@ -167,32 +167,36 @@ class ThinDevice:
             if holder is not claim:
                 with holder:
                     continue
+            full = False
             try:
                 if self._provision(block, inside, data):
                     return
+            except NoSpaceError:
+                full = True
             finally:
                 del self._claims[block]
                 claim.release()
-            self.engine.wait_for_space()
+            if full:
+                self.engine.wait_for_space()
 
     def _provision(self, block: int, inside: int, data: memoryview) -> bool:
-        """Give `block` a data block of its own with `data` in it; False when there was none to be had."""
+        """Give `block` a data block of its own with `data` in it; False when there was no room for its record.
+
+        NoSpaceError when there was no data block to be had.
+        """
         entry = self.entry(block)
         if entry & STAMP_MASK == self.epoch:
             self.engine.data.pwrite(data, (entry >> STAMP_BITS) * self.block_bytes + inside)
             return True
+        new, published = self.engine.space.take_one(), False
         try:
-            new = self.engine.space.take_one()
-        except NoSpaceError:
-            return False
-        whole = data if len(data) == self.block_bytes else self._with_old(entry, block, inside, data)
-        try:
+            whole = data if len(data) == self.block_bytes else self._with_old(entry, block, inside, data)
             self.engine.data.pwrite(whole, new * self.block_bytes)
-        except BaseException:
-            self.engine.space.give_back(np.array([new], dtype=np.uint64))
-            raise
-        self.engine.publish(self, block, new)
-        return True
+            published = self.engine.publish(self, block, new)
+        finally:
+            if not published:
+                self.engine.space.give_back(np.array([new], dtype=np.uint64))
+        return published
 
     def _with_old(self, entry: int, block: int, inside: int, data: memoryview) -> bytearray:
         size = self.block_bytes
@@ -211,9 +215,10 @@ class ThinDevice:
         size, end = self.block_bytes, offset_bytes + length_bytes
         begin = -(-offset_bytes // size)
         last = -(-end // size) if end == self.size_bytes else end // size
-        if begin < last:
-            self.engine.admit()
-            self.engine.publish_unmapped(self, begin, last)
+        while begin < last:
+            self.engine.admit(trims=True)
+            if self.engine.publish_unmapped(self, begin, last):
+                return
 
     def write_zeroes(self, offset_bytes: int, length_bytes: int, *, may_unmap: bool = True) -> None:
         """Make the range read as zeros; whole blocks are unmapped where `may_unmap` and no origin shines through."""
@@ -249,6 +254,12 @@ class ThinDevice:
             step = min(self.block_bytes - at % self.block_bytes, end - at)
             self.write_block(at // self.block_bytes, at % self.block_bytes, zeros[:step])
             at += step
+
+    def resize(self, size_bytes: int) -> None:
+        """Go on with another length; the catalogue has it already."""
+        with self.engine.publish_lock:
+            self.table.resize(-(-size_bytes // self.block_bytes))
+            self.size_bytes = size_bytes
 
     # -- cuts and changes from outside -------------------------------------------------------------------------
 

@@ -53,6 +53,7 @@ import xxhash
 
 from replicator.errors import DamageError, DeviceError, NoSpaceError, UsageError
 from replicator.pdata.block import Words
+from replicator.pdata.room import UNMAP_WEIGHT
 
 MAGIC = b"RPLDIRTY"
 VERSION = 1
@@ -163,6 +164,7 @@ class DirtyLog:
             for half in (0, 1)
         ]
         self.count = 0
+        self.weight = 0  # of the active half, as pdata/room weighs
         self._active = 0
         self._place = _HEADER_BYTES
 
@@ -193,8 +195,10 @@ class DirtyLog:
 
     def _left_behind(self) -> list[DirtySet]:
         state = int(self._words[_STATE])
-        if self._map[16:32] != boot_id() or state & _VOID:
-            return []
+        return [] if self._map[16:32] != boot_id() or state & _VOID else self._sets(state)
+
+    def _sets(self, state: int) -> list[DirtySet]:
+        """What the halves hold, older first."""
         active = state & _ACTIVE
         halves = [1 - active, active] if state & _FROZEN else [active]
         return [self._half(half) for half in halves]
@@ -206,9 +210,8 @@ class DirtyLog:
     @property
     def given_up(self) -> int:
         """How many acknowledged changes the last owner gave up after a failed flush (in this boot)."""
-        if not int(self._words[_STATE]) & _VOID or self._map[16:32] != boot_id():
-            return 0
-        return len(self._half(0)) + len(self._half(1))
+        state = int(self._words[_STATE])
+        return sum(map(len, self._sets(state))) if state & _VOID and self._map[16:32] == boot_id() else 0
 
     def to_replay(self, current_sum: int) -> list[DirtySet]:
         """The sets to fold onto the superblock with `current_sum`, older first; DamageError if they build on another.
@@ -243,7 +246,7 @@ class DirtyLog:
         self._words[_RESULT] = 0
         self._words[_BASE] = current_sum
         self._map[16:32] = boot_id()
-        self.count, self._place, self._active = 0, _HEADER_BYTES, 0
+        self.count, self.weight, self._place, self._active = 0, 0, _HEADER_BYTES, 0
 
     # -- while serving ---------------------------------------------------------------------------------------
 
@@ -252,6 +255,7 @@ class DirtyLog:
         _RECORD.pack_into(self._map, self._place, dev_id << 32 | MAPPED, virtual_block, data_block)
         self._place += 24
         self.count += 1
+        self.weight += 1
         self._words[_COUNTS + self._active] = self.count
 
     def append_unmapped(self, dev_id: int, virtual_block: int, length_blocks: int) -> None:
@@ -259,6 +263,7 @@ class DirtyLog:
         _RECORD.pack_into(self._map, self._place, dev_id << 32 | UNMAPPED, virtual_block, length_blocks)
         self._place += 24
         self.count += 1
+        self.weight += UNMAP_WEIGHT
         self._words[_COUNTS + self._active] = self.count
 
     @property
@@ -266,8 +271,8 @@ class DirtyLog:
         return self.count >= self.capacity
 
     def active(self) -> DirtySet:
-        """The changes since the last freeze (a copy)."""
-        return DirtySet.of_records(self._halves[self._active][: 3 * self.count].reshape(-1, 3).copy())
+        """The changes since the last freeze, for as long as nothing is appended."""
+        return DirtySet.of_records(self._halves[self._active][: 3 * self.count].reshape(-1, 3))
 
     def freeze(self) -> DirtySet:
         """Swap: what was active is frozen until `committed`, new changes go to the other half. O(1)."""
@@ -275,7 +280,7 @@ class DirtyLog:
         self._words[_COUNTS + 1 - half] = 0
         self._words[_RESULT] = 0  # the last commit's result is this one's base: it must not speak for this frozen half
         self._words[_STATE] = (1 - half) | _FROZEN
-        self._active, self.count = 1 - half, 0
+        self._active, self.count, self.weight = 1 - half, 0, 0
         self._place = _HEADER_BYTES + self._active * self.capacity * 24
         return DirtySet.of_records(self._halves[half][: 3 * frozen].reshape(-1, 3))
 

@@ -16,8 +16,8 @@ block 0 has what was flushed.
 Invariants
   E1  `lock` is held by whoever reads or changes metadata, counts or reserved blocks; `publish_lock` by whoever
       changes page tables and dirty records. `publish_lock` is never held while waiting for `lock`.
-  E2  While a snapshot is cut but not in the trees yet, or a delete isn't durable yet, no block is taken for exclusive
-      on the word of the counts (P6): `_unsettled`.
+  E2  While a snapshot is cut but not in the trees yet, no block is taken for exclusive on the word of the counts (P6):
+      `_unsettled`. Who let go of a block but isn't durably gone, the counts know themselves (C4 of pdata/counts).
   E3  After a failed commit or flush nothing is acknowledged any more, until the pool is opened again.
 """
 
@@ -35,20 +35,22 @@ from typing import Any
 import numpy as np
 
 from replicator.blockdev.interface import BlockDevice
-from replicator.errors import NoSpaceError, ReplicatorError
+from replicator.errors import ReplicatorError
 from replicator.pdata.block import Words
+from replicator.pdata.room import UNMAP_WEIGHT, PoolShape
 from replicator.pdata.transaction import BrokenPoolError
+from replicator.thin.admission import Admission, no_metadata_space
 from replicator.thin.device import ThinDevice
-from replicator.thin.dirty import MAPPED, DirtyLog, DirtySet, split_by_device, superblock_sum
+from replicator.thin.dirty import DirtyLog, DirtySet, superblock_sum
+from replicator.thin.folding import fold_into, overlay
 from replicator.thin.gate import Gate
 from replicator.thin.metadata import PoolMetadata
 from replicator.thin.sharing import mapped_entries
 from replicator.thin.space import DataSpace
 from replicator.thin.table import DEFAULT_LIMIT, SHARED, STAMP_BITS, STRETCH_BLOCKS
 
-_MARGIN_RECORDS = 48  # as many threads may pass `admit` together before each appends its record
+_CLOSED = "the pool is being closed"
 _KEEP_SECTIONS = 1024  # loaded bitmaps kept beyond a commit: 64 MiB of counts, a terabyte in 64 KiB blocks
-_UNMAP_PIECE = 1 << 18  # virtual blocks unmapped in one batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +65,17 @@ class EngineSettings:
 class Change:
     """One change of the pool that waits for its commit.
 
-    `prepare(metadata)` runs before anything is changed, and may refuse (raise); after it nothing may fail. `apply(metadata)`
-    runs under the lock, in the same commit as the cut of `cut_devices`, all at the one instant `cut_at_ns`.
+    `prepare(metadata)` runs before anything is changed, and may refuse (raise); after it nothing may fail.
+    `apply(metadata)` runs under the lock, in the same commit as the cut of `cut_devices`, all at the one instant
+    `cut_at_ns`. `deletes`: it frees room, or adds some, so it may use what is kept for that (P8). `weight`: how much
+    `apply` maps and unmaps (pdata/room).
     """
 
     apply: Callable[[PoolMetadata], Any]
     prepare: Callable[[PoolMetadata], None] | None = None
     cut_devices: Sequence[int] = ()
     deletes: bool = False
+    weight: int = 0
     done: Future[Any] = field(default_factory=Future)
     cut_at_ns: int = 0
 
@@ -97,6 +102,7 @@ class Engine:
         self.space = DataSpace(counts, self.lock, data, self.block_bytes, self.settings.low_water_blocks)
         self.devices: dict[int, ThinDevice] = {}
         self.failed: str | None = None
+        self.given_up_count = 0
         self.commit_count = 0
         self.last_pause_s = 0.0
         self.before_seal: Callable[[PoolMetadata, Any], None] | None = None
@@ -109,9 +115,9 @@ class Engine:
         self._waiting = threading.Condition()
         self._changes: deque[Change] = deque()
         self._flushes: list[Callable[[str | None], None]] = []
-        self._closing = False
-        self._dirty_limit = 0
-        self._bound()
+        self._closing = self._ended = False
+        self.admission = Admission(dirty.capacity)
+        self.admission.idle(self._shape())
         self.space.refill()
         self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
         self._thread.start()
@@ -128,7 +134,12 @@ class Engine:
                 return found
             device = ThinDevice(self, dev_id, size_bytes, origin=origin, read_only=read_only)
             self.devices[dev_id] = device
-            return device
+        if not read_only:
+            shape = self._shape()  # one more device that may change
+            with self.publish_lock:
+                if self._frozen is None:
+                    self.admission.idle(shape)
+        return device
 
     def load_stretch(self, device: ThinDevice, index: int) -> memoryview:
         """A stretch of the page table: the mapping tree under what is dirty; kept if it may be kept (E2)."""
@@ -147,56 +158,63 @@ class Engine:
                 if not device.read_only:
                     if self._frozen is not None:
                         stamp = SHARED if device.dev_id in self._frozen_cut else device.epoch
-                        _overlay(entries, begin, self._frozen.of_device(device.dev_id), stamp)
-                    _overlay(entries, begin, self.dirty.active().of_device(device.dev_id), device.epoch)
+                        overlay(entries, begin, self._frozen.of_device(device.dev_id), stamp)
+                    overlay(entries, begin, self.dirty.active().of_device(device.dev_id), device.epoch)
                 return device.table.install(index, entries) if settled else entries.data
 
-    def publish(self, device: ThinDevice, virtual_block: int, data_block: int) -> None:
-        """`virtual_block` stands in `data_block` from now on, which is written whole (W3 of thin/device)."""
+    def publish(self, device: ThinDevice, virtual_block: int, data_block: int) -> bool:
+        """`virtual_block` stands in `data_block`, which is written whole, from now on (W3 of thin/device).
+
+        False, with nothing changed, when there is no room for the record: `admit` waits for it.
+        """
         with self.publish_lock:
-            assert not self.dirty.is_full, "admit lets nobody come this far"
+            if not self._takes(1):
+                return False
             self.dirty.append_mapped(device.dev_id, virtual_block, data_block)
             device.table.set_entry(virtual_block, data_block << STAMP_BITS | device.epoch)
+            return True
 
-    def publish_unmapped(self, device: ThinDevice, begin: int, end: int) -> None:
-        """The blocks [begin, end) are unmapped from now on."""
+    def publish_unmapped(self, device: ThinDevice, begin: int, end: int) -> bool:
+        """The blocks [begin, end) are unmapped from now on; False as for `publish`."""
         with self.publish_lock:
-            assert not self.dirty.is_full, "admit lets nobody come this far"
+            if not self._takes(1, trims=True):
+                return False
             self.dirty.append_unmapped(device.dev_id, begin, end - begin)
             device.table.clear_run(begin, end)
+            return True
 
-    def admit(self) -> None:
+    def _takes(self, count: int, *, trims: bool = False) -> bool:
+        weight = self.dirty.weight + count * (UNMAP_WEIGHT if trims else 1)
+        limit = self.admission.trim_limit if trims else self.admission.write_limit
+        return weight <= limit and self.dirty.count + count <= self.dirty.capacity
+
+    def has_room(self, count: int) -> bool:
+        """Whether `count` blocks can be provisioned now without waiting for tree work or a commit."""
+        return self.space.stock_count >= count and self._takes(count)
+
+    def admit(self, *, trims: bool = False) -> None:
         """Before a mapping change, inside the gate: waits for a commit when the dirty set is full (P8)."""
-        while self.dirty.count >= self._dirty_limit:
-            self._check_alive()
-            if not self.dirty.count and self._dirty_limit <= 0:
-                raise NoSpaceError(
-                    f"metadata space is out: {self.metadata.transaction.metadata.counts.free_count} blocks are free",
-                    mend="grow it: replicator pool grow POOL --metadata +SIZE",
-                )
-            self._wait_outside()
         self._check_alive()
+        while not self._takes(1, trims=trims):
+            with self.publish_lock:
+                idle = self._frozen is None and not self.dirty.count and not self._takes(1, trims=trims)
+            if idle:
+                raise no_metadata_space(self.metadata.transaction.metadata.counts.free_count)
+            self._wait_outside()
+            self._check_alive()
 
     def _wait_outside(self) -> None:
         with self.gate.outside():
             self.commit()
 
-    def has_room(self, count: int) -> bool:
-        """Whether `count` blocks can be provisioned now without waiting for tree work or a commit."""
-        return self.space.stock_count >= count and self.dirty.count + count <= self._dirty_limit
-
     def wait_for_space(self) -> None:
-        """No data block was to be had: what the next commit frees may help; else NoSpaceError (P8)."""
-        self._wait_outside()
-        self.space.refill()
-        if not self.space.free_count:
+        """No data block was to be had: what the next commits free may help; else NoSpaceError (P8)."""
+        for _ in range(2):
             self._wait_outside()
             self.space.refill()
-        if not self.space.free_count:
-            raise NoSpaceError(
-                "the pool's data space is full",
-                mend="grow it: replicator pool grow POOL --data +SIZE; or delete snapshots, or trim volumes",
-            )
+            if self.space.stock_count:
+                break
+        self.space.ensure_one()
 
     def _check_alive(self) -> None:
         if self.failed:
@@ -205,8 +223,11 @@ class Engine:
     def flush(self, done: Callable[[str | None], None]) -> None:
         """Make everything that was answered so far durable; `done(None)`, or `done(reason)`, from the committer."""
         with self._waiting:
-            self._flushes.append(done)
-            self._waiting.notify()
+            if not self._ended:
+                self._flushes.append(done)
+                self._waiting.notify()
+                return
+        done(_CLOSED)
 
     # -- for those who manage the pool -------------------------------------------------------------------------
 
@@ -219,7 +240,7 @@ class Engine:
         """Hand in a change; `change.done` tells when it is durable."""
         with self._waiting:
             if self._closing:
-                raise ReplicatorError("the pool is being closed")
+                raise ReplicatorError(_CLOSED)
             self._changes.append(change)
             self._waiting.notify()
 
@@ -254,19 +275,22 @@ class Engine:
             reason = self._round_of(change)
             for done in flushes:
                 done(reason)
-            if closing and not (self._changes or self._flushes):
-                return
+            with self._waiting:
+                if closing and not (self._changes or self._flushes):
+                    self._ended = True
+                    return
 
     def _round_of(self, change: Change | None) -> str | None:
         """One commit of what is dirty, with `change`; returns why it failed, or None."""
         try:
             self._check_alive()
-            if change is not None and not self._accepts(change):
+            if change is not None and not (self._accepts(change) and self._has_room_for(change)):
                 change = None
             if change is not None or self.dirty.count:
                 self._commit(change)
             else:
                 self.data.flush()
+                self._reclaim()
         except Exception as error:  # noqa: BLE001 - whatever it was, every waiter has to hear of it
             self._fail(error)
             if change is not None:
@@ -277,7 +301,10 @@ class Engine:
     def _fail(self, error: Exception) -> None:
         if self.failed is None:
             self.failed = f"a commit failed, and nothing is known of the disk since: {error}"
-            self.dirty.void()
+            with self.publish_lock:
+                self.dirty.void()
+                for device in self.devices.values():
+                    device.next_epoch()  # nothing is overwritten in place any more: every write meets `admit`
 
     def _accepts(self, change: Change) -> bool:
         if change.prepare is not None:
@@ -289,16 +316,33 @@ class Engine:
                 return False
         return True
 
+    def _has_room_for(self, change: Change) -> bool:
+        """Whether the change fits beside what is dirty, that being committed first if need be; else it's refused."""
+        for _ in range(2):
+            shape = self._shape()
+            with self.publish_lock:
+                weight = self.dirty.weight + change.weight
+                if self.admission.fits(shape, weight, may_use_kept=change.deletes):
+                    self.admission.frozen(shape, change.weight, 1)  # what comes until the freeze doesn't take its room
+                    return True
+            if not self.dirty.count:
+                break
+            self._commit(None)
+        with self.publish_lock:
+            self.admission.idle(shape)
+        change.done.set_exception(no_metadata_space(shape.free_blocks))
+        return False
+
     def _commit(self, change: Change | None) -> None:
-        frozen = self._freeze(change)
+        frozen = self._freeze(change, self._shape())
         result = None
         with self.lock:
             superseded = fold_into(self.metadata, frozen)
             if change is not None:
                 result = change.apply(self.metadata)
-                self._unsettled = change.deletes
                 if self.before_seal is not None:
                     self.before_seal(self.metadata, result)
+            self._unsettled = False
             block0 = self.metadata.seal()
             self.dirty.committing(superblock_sum(block0))
         self.metadata.write(block0, self.data.flush)
@@ -308,13 +352,15 @@ class Engine:
                 self.after_commit(result)
             change.done.set_result(result)
 
-    def _freeze(self, change: Change | None) -> DirtySet:
+    def _freeze(self, change: Change | None, shape: PoolShape) -> DirtySet:
         cut = frozenset(change.cut_devices) if change is not None else frozenset()
         began = time.perf_counter()
         with self.gate.closed() if cut else nullcontext(), self.publish_lock:
+            weight = self.dirty.weight + (change.weight if change is not None else 0)
             self._frozen = self.dirty.freeze()
+            self.admission.frozen(shape, weight, 1 if change is not None else 0)
             self._frozen_cut = cut
-            self._unsettled = bool(cut) or (change is not None and change.deletes)
+            self._unsettled = bool(cut)
             for dev_id in cut & self.devices.keys():
                 self.devices[dev_id].next_epoch()
             if change is not None:
@@ -329,61 +375,24 @@ class Engine:
             self.gate.retire(np.concatenate([freed, *superseded]))
             self.metadata.transaction.data.counts.settle(self.gate.reclaim())
             self.metadata.transaction.data.counts.unload(_KEEP_SECTIONS)
-            self._unsettled = False
-            self._bound()
+            shape = self._shape()
         with self.publish_lock:
             self.dirty.committed()
+            self.admission.idle(shape)
             self._frozen = None
             self._frozen_cut = frozenset()
             self._fold_generation += 1
         self.commit_count += 1
         self.space.refill()
 
-    def _bound(self) -> None:
-        """How many dirty records the free metadata can take in the worst case (P8)."""
-        transaction = self.metadata.transaction
-        free, low, high = transaction.metadata.counts.free_count, 0, self.dirty.capacity - _MARGIN_RECORDS
-        while low < high:
-            middle = (low + high + 1) // 2
-            if transaction.worst_case_blocks(middle) <= free:
-                low = middle
-            else:
-                high = middle - 1
-        self._dirty_limit = low
+    def _reclaim(self) -> None:
+        with self.lock:
+            self.metadata.transaction.data.counts.settle(self.gate.reclaim())
 
-
-def fold_into(metadata: PoolMetadata, changes: DirtySet) -> list[Words]:
-    """Bring a dirty set into the mapping trees; returns the data blocks that were provisioned in vain."""
-    superseded = []
-    for dev_id, folded in split_by_device(changes):
-        for begin, end in folded.unmapped.tolist():
-            unmap_range(metadata, dev_id, begin, end, but=folded.virtual_blocks)
-        metadata.map(dev_id, folded.virtual_blocks, folded.data_blocks)
-        superseded.append(folded.superseded)
-    return superseded
-
-
-def unmap_range(metadata: PoolMetadata, dev_id: int, begin: int, end: int, *, but: Words | None = None) -> None:
-    """Unmap what is mapped in [begin, end), except the blocks `but`; in bounded pieces."""
-    for low in range(begin, end, _UNMAP_PIECE):
-        pieces = [keys for keys, _ in metadata.mapped(dev_id, low, min(end, low + _UNMAP_PIECE))]
-        if pieces:
-            keys = np.concatenate(pieces)
-            metadata.unmap(dev_id, keys if but is None else keys[~np.isin(keys, but)])
-
-
-def _overlay(entries: Words, begin: int, changes: DirtySet, stamp: int) -> None:
-    """Apply one device's dirty changes to the stretch that begins at virtual block `begin`."""
-    end = begin + len(entries)
-    touching = (changes.begins < end) & ((changes.kinds == MAPPED) | (changes.begins + changes.values > begin))
-    touching &= (changes.begins >= begin) | (changes.kinds != MAPPED)
-    rows = np.flatnonzero(touching)
-    kinds, begins, values = changes.kinds[rows], changes.begins[rows], changes.values[rows]
-    if (kinds == MAPPED).all():
-        entries[(begins - np.uint64(begin)).astype(np.int64)] = values << np.uint64(STAMP_BITS) | np.uint64(stamp)
-        return
-    for kind, first, value in zip(kinds.tolist(), begins.tolist(), values.tolist(), strict=True):
-        if kind == MAPPED:
-            entries[first - begin] = value << STAMP_BITS | stamp
-        else:
-            entries[max(first - begin, 0) : min(first + value, end) - begin] = 0
+    def _shape(self) -> PoolShape:
+        """What bounds the commits to come: the devices that are open for writing may change."""
+        with self.lock:
+            open_ids = [device.dev_id for device in list(self.devices.values()) if not device.read_only]
+            found = [device for dev_id in open_ids if (device := self.metadata.find(dev_id)) is not None]
+            mapped_blocks = sum(device.mapped_blocks for device in found)
+            return self.metadata.transaction.shape(trees=max(1, len(found)), mapped_blocks=mapped_blocks)

@@ -305,7 +305,7 @@ class PoolMetadata:
 
     def seal(self) -> bytes:
         """Place everything, and return the block 0 that makes it the pool's state once `write` has put it there."""
-        self._write_devices()
+        self.write_devices()
         self.transaction.place()
         data, metadata = self.transaction.data.root(), self.transaction.metadata.root()
         self.superblock = replace(self.superblock, version=VERSION, data_space_map=data, metadata_space_map=metadata)
@@ -326,7 +326,8 @@ class PoolMetadata:
         self.write(self.seal(), flush_data)
         self.transaction.data.counts.settle(self.finish())
 
-    def _write_devices(self) -> None:
+    def write_devices(self) -> None:
+        """Bring what changed of devices into the upper trees; they are found there from now on (D4 begins anew)."""
         if not self._changed:
             return
         devices = [self._changed[dev_id] for dev_id in sorted(self._changed)]
@@ -338,3 +339,4 @@ class PoolMetadata:
         top = self.transaction.update(top, TOP_LEVEL, keys, roots, none).root
         details = self.transaction.update(details, DETAILS, keys, records, none).root
         self.superblock = replace(self.superblock, data_mapping_root=top, device_details_root=details)
+        self._changed.clear()

@@ -21,7 +21,8 @@ import numpy as np
 from replicator.blockdev.interface import BlockDevice
 from replicator.errors import FormatError
 from replicator.thin.dirty import DEFAULT_CAPACITY, DirtyLog, superblock_sum
-from replicator.thin.engine import Engine, EngineSettings, fold_into
+from replicator.thin.engine import Engine, EngineSettings
+from replicator.thin.folding import fold_into
 from replicator.thin.metadata import PoolMetadata
 from replicator.units import METADATA_BLOCK_BYTES
 
@@ -44,13 +45,16 @@ def open_engine(
     pool = PoolMetadata.open(metadata, time_is_capped=time_is_capped)
     _check_data(pool, data)
     log = DirtyLog.open(dirty, pool.superblock.uuid, dirty_capacity)
+    given_up = log.given_up
     block0 = metadata.pread(METADATA_BLOCK_BYTES, 0)
     sets = log.to_replay(superblock_sum(block0))
     replayed = sum(map(len, sets))
     if replayed:
         block0 = _replay(pool, data, log)
     log.restart(superblock_sum(block0))
-    return Engine(pool, data, log, settings), replayed
+    engine = Engine(pool, data, log, settings)
+    engine.given_up_count = given_up
+    return engine, replayed
 
 
 def _replay(pool: PoolMetadata, data: BlockDevice, log: DirtyLog) -> bytes:

@@ -1,0 +1,86 @@
+"""What a publisher stands on, passed in: pool, log, files, clock, chance, limits. Made by the daemon, or by a test.
+
+Also the door to the pool's bytes: its devices opened read-only in this process, and external origins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+from agent.clock import Clock
+from agent.delta import PoolFiles
+from agent.extract import THREADS_DEFAULT
+from agent.ratelimit import TokenBucket
+from replicator.blockdev.file import FileDevice
+from replicator.blockdev.interface import BlockDevice
+from replicator.events.frames import LEVEL_DEFAULT
+from replicator.log.interface import Log
+from replicator.pool.catalogue_schema import Origin, OriginKind
+from replicator.pool.interface import Pool
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The world of one publisher.
+
+    `pool` gives the pool, connected; `files` and `origin` open what is read for one transaction; `tell` is called after
+    each event (for beacons and watchdogs); `report` takes what went wrong but didn't stop anything.
+    """
+
+    pool: Callable[[], Pool]
+    log: Log
+    files: Callable[[Pool], AbstractContextManager[PoolFiles]]
+    origin: Callable[[Origin], AbstractContextManager[BlockDevice]]
+    clock: Clock
+    new_uuid: Callable[[], UUID]
+    host: str
+    bucket: TokenBucket
+    tell: Callable[[], None] = lambda: None
+    report: Callable[[str], None] = lambda _: None
+    level: int = LEVEL_DEFAULT
+    threads: int = THREADS_DEFAULT
+
+    def pass_bytes(self, count: int) -> None:
+        """Wait until `count` bytes may go to the log."""
+        delay = self.bucket.delay_s(count)
+        while delay > 0 and not self.clock.is_stopping:
+            step = min(delay, 1.0)  # in between, signs of life go out
+            self.clock.wait(step)
+            self.tell()
+            delay -= step
+
+
+@contextmanager
+def open_files(pool: Pool) -> Iterator[PoolFiles]:
+    """The pool's devices, for reading what a lease covers."""
+    with ExitStack() as stack:
+        metadata = stack.enter_context(_opened(pool.path / "metadata"))
+        data = stack.enter_context(_opened(pool.path / "data"))
+        yield PoolFiles(metadata, data, pool.block_bytes)
+
+
+@contextmanager
+def open_origin(origin: Origin) -> Iterator[BlockDevice]:
+    """A volume's external origin, for reading."""
+    if origin.kind is not OriginKind.NBD:
+        with _opened(Path(origin.location)) as device:
+            yield device
+        return
+    from replicator.blockdev.nbd import NbdDevice
+    from replicator.nbd.uri import NbdUri
+
+    with NbdDevice(NbdUri.parse(origin.location), read_only=True) as remote:
+        yield remote
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BlockDevice]:
+    device = FileDevice(path, read_only=True)
+    try:
+        yield device
+    finally:
+        device.close()

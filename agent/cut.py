@@ -1,0 +1,153 @@
+"""One round of a group: settle what is open, cut all its volumes at one instant, publish each.
+
+First station of the source host: cut -> extract -> publish. A volume by itself is a group of one, without a name.
+
+    settle    every member's last delta is in the log; else there is no cut (D2 of decide)
+    cut       hooks freeze; one CutRequest for all members, each with its Prepared row in the same switch; thaw
+    publish   each member on its own stream; a member that didn't change keeps its N, and its target is dropped
+
+A named group's commits carry GroupCut: the group's UUID, the cut's timestamp as its number, and {member: its N at this
+cut}. All of it follows from the catalogue, so whoever resumes after a crash writes the same bytes.
+
+Invariants
+  G1  A cut that finds nothing changed makes nothing; its instant is one at which the log held everything.
+  G2  A labelled cut is published even when nothing changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import UUID, uuid5
+
+from agent.context import Context
+from agent.decide import RefusedError
+from agent.hooks import Hooks
+from agent.publish import GroupOf, VolumePublisher
+from replicator.errors import NotFoundError
+from replicator.events.bodies import GroupCut
+from replicator.events.state import StreamState
+from replicator.history.points import Consistency
+from replicator.pool.catalogue_schema import Prepared, Purpose, Role
+from replicator.pool.interface import CutMade, CutRequest
+from replicator.pool.view import CatalogueView
+
+
+class BaseGoneError(RefusedError):
+    """The snapshot that the next delta stands on isn't in the pool any more."""
+
+    kind = "base-gone"
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What a round came to: the cut's instant, and whether it found changes; each member's tail."""
+
+    timestamp_ns: int
+    made: bool
+    tails: dict[UUID, StreamState]
+
+
+class GroupPublisher:
+    """The volumes that are cut together; for one thread."""
+
+    def __init__(
+        self, context: Context, members: Sequence[UUID], *, name: str = "", hooks: Hooks | None = None
+    ) -> None:
+        self._context, self._name, self._hooks = context, name, hooks or Hooks()
+        self.members = {uuid: VolumePublisher(context, uuid) for uuid in sorted(members, key=lambda each: each.int)}
+
+    def settle_down(self) -> dict[UUID, StreamState]:
+        """Bring every member's open transaction into the log."""
+        group: GroupOf | None = self._group if self._name else None
+        return {uuid: member.settle_down(group) for uuid, member in self.members.items()}
+
+    def round(self, labels: tuple[str, ...] = ()) -> Round:
+        """Settle, cut, publish."""
+        tails = self.settle_down()
+        with self._hooks.frozen(self._context.report) as consistency:
+            made = self._cut(tails, labels, consistency)
+        return Round(made.timestamp_ns, made.made, self.settle_down() if made.made else tails)
+
+    def _cut(self, tails: dict[UUID, StreamState], labels: tuple[str, ...], consistency: Consistency) -> CutMade:
+        pool = self._context.pool()
+        view = pool.view()
+        bases = [_base_of(view, uuid) for uuid in self.members]
+        known = tuple(each for each in bases if each is not None)
+        request = CutRequest(
+            self._context.new_uuid(),
+            tuple(self.members),
+            Purpose.TARGET,
+            labels,
+            consistency,
+            unless_equal=known if len(known) == len(bases) and not labels else (),
+            prepared=tuple(
+                Prepared(uuid, tails[uuid].timeline, tails[uuid].next_number, self._context.new_uuid(), base, 0, 0, 0)
+                for uuid, base in zip(self.members, bases, strict=True)
+            ),
+        )
+        return pool.cut(request)
+
+    def _group(self, view: CatalogueView, prepared: Prepared) -> GroupCut:
+        """The group's part of the commit of `prepared`."""
+        pool = self._context.pool()
+        members = tuple((uuid, self._number_at(view, uuid, prepared)) for uuid in self.members)
+        return GroupCut(uuid5(pool.view().pool.uuid, f"group {self._name}"), prepared.timestamp_ns, members)
+
+    def _number_at(self, view: CatalogueView, uuid: UUID, cut: Prepared) -> int:
+        """The member's N at this cut: what it prepared in it, unless that equals its last one."""
+        prepared, position = view.prepared_of(uuid), view.position(uuid, Role.PUBLISHED)
+        last = position.number if position else 0
+        if prepared is None or prepared.timestamp_ns != cut.timestamp_ns or prepared.base_dev_id is None:
+            return last if prepared is None or prepared.timestamp_ns != cut.timestamp_ns else prepared.number
+        both = self._context.pool().facts([prepared.base_dev_id, prepared.target_dev_id])
+        base, target = view.snapshot(prepared.base_dev_id), view.snapshot(prepared.target_dev_id)
+        same = len({each.root for each in both.values()}) == 1 and base.size_bytes == target.size_bytes
+        return last if same and not target.labels else prepared.number
+
+    def look_again(self) -> None:
+        """Read every member's tail again before the next step."""
+        for member in self.members.values():
+            member.look_again()
+
+    def only(self, gone: set[UUID]) -> None:
+        """Go on without these."""
+        for uuid in gone & self.members.keys():
+            self.members.pop(uuid).close()
+
+    def sync(self) -> None:
+        """Make what was sent durable."""
+        for member in self.members.values():
+            member.sync()
+
+    def close(self) -> None:
+        """Let go of the log."""
+        for member in self.members.values():
+            member.close()
+
+
+def _base_of(view: CatalogueView, uuid: UUID) -> int | None:
+    """The snapshot that the next delta stands on; None for a volume that was never published."""
+    position = view.position(uuid, Role.PUBLISHED)
+    if position is None:
+        return None
+    named = (position.timeline, position.number, position.digest)
+    for each in view.snapshots_of(uuid):
+        if (each.timeline, each.number, each.digest) == named:
+            return each.dev_id
+    volume = view.volume(uuid).name
+    raise BaseGoneError(
+        f"volume {volume}: the snapshot of its last published transaction, {position.number}, is gone",
+        mend=f"replicator agent rebase POOL {volume} --from-log",
+    )
+
+
+def published_volumes(view: CatalogueView, names: Sequence[str]) -> list[UUID]:
+    """The volumes of these names, or all but replicas; NotFoundError names those there are."""
+    if names:
+        return [view.volume(name).uuid for name in dict.fromkeys(names)]
+    found = [each.uuid for each in view.volumes if view.position(each.uuid, Role.APPLIED) is None]
+    if not found:
+        mend = "create one: replicator volume create POOL NAME --size SIZE"
+        raise NotFoundError("the pool has no volume to publish", mend=mend)
+    return found

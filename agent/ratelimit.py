@@ -1,0 +1,33 @@
+"""The bandwidth limit: a token bucket of bytes, on a clock that is passed in. Pure but for that clock's reading.
+
+Stands between extract and append. A bucket holds one second's bytes at most, and may go into debt by one event, so that
+an event larger than the bucket passes and is paid for afterwards.
+
+Invariants
+  B1  Over any span of t seconds at most rate * (t + 1) bytes pass, and one event.
+  B2  Without a rate nothing waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+
+class TokenBucket:
+    """Bytes that may pass; for several threads' use where one lock stands around it, or for one."""
+
+    def __init__(self, rate_bytes_per_s: int | None, monotonic: Callable[[], float]) -> None:
+        self._rate = rate_bytes_per_s
+        self._monotonic = monotonic
+        self._tokens = float(rate_bytes_per_s or 0)
+        self._filled_at = monotonic()
+
+    def delay_s(self, count_bytes: int) -> float:
+        """Take `count_bytes`; how long to wait before they may pass."""
+        if self._rate is None:
+            return 0.0
+        now = self._monotonic()
+        self._tokens = min(float(self._rate), self._tokens + (now - self._filled_at) * self._rate)
+        self._filled_at = now
+        self._tokens -= count_bytes
+        return max(0.0, -self._tokens / self._rate)

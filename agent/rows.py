@@ -1,0 +1,145 @@
+"""The switches that a publisher asks the pool for: what becomes of base, target, position and cut. Pure but `switched`.
+
+    switch      changes, all in one commit
+    finished    Position N; no Prepared; the target is the base, named (timeline, N, digest); the old base deleted
+    dropped     no Prepared; the target deleted
+    rewound     Position q; no Prepared; what equals q is the base; other bases and targets deleted
+
+A snapshot that somebody reads can't be deleted: it is hidden instead, and deleted with a later switch.
+
+Invariants
+  R1  Only snapshots of purpose base or target are deleted, never one that is held, and never the new base.
+  R2  The row of a cut goes when no prepared transaction names one of its snapshots any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from uuid import UUID
+
+from agent.decide import Finish, Rewind
+from replicator.errors import ConflictError, UnavailableError
+from replicator.pool.catalogue_schema import Cut, Position, Prepared, Purpose, Role, Snapshot
+from replicator.pool.changes import Change, End, Put
+from replicator.pool.interface import Pool, StaleSwitchError, Switch
+from replicator.pool.view import CatalogueView
+
+TRIES_MAX = 100
+"""Of one switch against others' switches: each try that loses means that another won, so this is a storm."""
+
+_OURS = (Purpose.BASE, Purpose.TARGET)
+
+
+def switched(pool: Pool, build: Callable[[CatalogueView], Switch | None]) -> None:
+    """Make the switch that `build` wants of the newest view; None: nothing is to be done (any more)."""
+    is_read = False
+    for _ in range(TRIES_MAX):
+        view = pool.view()
+        switch = build(view)
+        if switch is None:
+            return
+        try:
+            pool.switch(replace(_hiding(view, switch) if is_read else switch, expected_id=view.at_id))
+            return
+        except StaleSwitchError:
+            continue
+        except ConflictError:
+            if is_read:
+                raise
+            is_read = True
+    raise UnavailableError("the pool changes faster than a switch can be made")
+
+
+def finished(view: CatalogueView, finish: Finish, epoch: int) -> Switch | None:
+    """N is in the log."""
+    prepared, committed = finish.prepared, finish.committed
+    if view.prepared_of(prepared.volume) != prepared:
+        return None
+    position = Position(
+        prepared.volume,
+        Role.PUBLISHED,
+        committed.timeline,
+        committed.number,
+        committed.digest,
+        finish.sequence,
+        epoch,
+        prepared.timestamp_ns,
+    )
+    base = _as_base(view.snapshot(prepared.target_dev_id), position)
+    old = () if prepared.base_dev_id is None else (prepared.base_dev_id,)
+    changes: list[Change] = [Put(base), Put(position), End(Prepared, (prepared.volume,))]
+    return _with_deleted(view, prepared.volume, changes, _cuts_of(view, prepared), old, keep=base.dev_id)
+
+
+def dropped(view: CatalogueView, prepared: Prepared) -> Switch | None:
+    """Nothing of the prepared transaction counts."""
+    if view.prepared_of(prepared.volume) != prepared:
+        return None
+    changes: list[Change] = [End(Prepared, (prepared.volume,))]
+    targets = (prepared.target_dev_id,)
+    return _with_deleted(view, prepared.volume, changes, _cuts_of(view, prepared), targets, keep=None)
+
+
+def rewound(view: CatalogueView, volume: UUID, rewind: Rewind, epoch: int, sequence: int) -> Switch | None:
+    """The log's tail is where the pool goes on."""
+    known, committed = view.snapshot(rewind.dev_id), rewind.committed
+    position = Position(
+        volume,
+        Role.PUBLISHED,
+        committed.timeline,
+        committed.number,
+        committed.digest,
+        sequence,
+        epoch,
+        known.timestamp_ns,
+    )
+    changes: list[Change] = [Put(_as_base(known, position)), Put(position)]
+    prepared, cuts = view.prepared_of(volume), []
+    if prepared is not None:
+        changes.append(End(Prepared, (volume,)))
+        cuts = _cuts_of(view, prepared)
+    others = [each.dev_id for each in view.snapshots_of(volume, *_OURS)]
+    return _with_deleted(view, volume, changes, cuts, others, keep=rewind.dev_id)
+
+
+def _as_base(snapshot: Snapshot, position: Position) -> Snapshot:
+    named = replace(snapshot, timeline=position.timeline, number=position.number, digest=position.digest, hidden=False)
+    return named if snapshot.held or snapshot.purpose not in _OURS else replace(named, purpose=Purpose.BASE)
+
+
+def _cuts_of(view: CatalogueView, prepared: Prepared) -> list[Cut]:
+    """R2: the cut that made the target, once nobody else waits for it."""
+    waiting = {each.target_dev_id for each in view.prepared if each.volume != prepared.volume}
+    return [each for each in view.cuts if prepared.target_dev_id in each.dev_ids and not waiting & set(each.dev_ids)]
+
+
+def _with_deleted(
+    view: CatalogueView,
+    volume: UUID,
+    changes: list[Change],
+    cuts: Iterable[Cut],
+    wanted: Iterable[int],
+    *,
+    keep: int | None,
+) -> Switch:
+    """`changes`, and the deletion of `wanted`, and of what was hidden before (R1)."""
+    known = {each.dev_id: each for each in view.snapshots_of(volume, *_OURS, hidden=True)}
+    hidden = {each.dev_id for each in known.values() if each.hidden}
+    gone = sorted(
+        dev_id for dev_id in {*wanted, *hidden} if dev_id in known and dev_id != keep and not known[dev_id].held
+    )
+    ends = [*(End(Cut, (each.cut_id,)) for each in cuts), *(End(Snapshot, (dev_id,)) for dev_id in gone)]
+    return Switch(changes=(*changes, *ends), delete=tuple(gone))
+
+
+def _hiding(view: CatalogueView, switch: Switch) -> Switch:
+    """The same switch, with what it deletes hidden instead."""
+    gone = set(switch.delete)
+    rest = [
+        change
+        for change in switch.changes
+        if not (isinstance(change, End) and change.value_type is Snapshot and change.key[0] in gone)
+    ]
+    hidden = [Put(replace(view.snapshot(dev_id), hidden=True)) for dev_id in switch.delete]
+    return replace(switch, changes=(*rest, *hidden), delete=())

@@ -1,0 +1,93 @@
+"""`replicator serve`: exports volumes, snapshots or restore points over NBD.
+
+A pool that nobody has open is owned by this process from then on, and its volumes may be written; beside its owner a
+writable `serve` asks it for another listener and ends, a read-only one serves in a process of its own, on a lease.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from replicator.errors import ReplicatorError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from replicator.pool.control_values import ExportFacts, ListenAsked
+
+for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")  # before numpy is imported: its threads would cost memory, and do nothing here
+
+
+@click.command()
+@click.argument("pool", type=click.Path(path_type=Path))
+@click.argument("names", nargs=-1)
+@click.option("--listen", "addresses", multiple=True, metavar="ADDRESS", help="unix:PATH or tcp:HOST:PORT; repeatable.")
+@click.option("--read-only", is_flag=True, help="Let nobody write.")
+@click.option("--tls-certificate", help="PEM file; offers TLS.")
+@click.option("--tls-key", help="PEM file of its private key.")
+@click.option("--tls-ca", help="PEM file; clients must show a certificate of it.")
+@click.option("--tls-required", is_flag=True, help="Serve nobody in the clear.")
+@click.option("--group", help="Group that may connect to the sockets beside the pool.")
+@click.option("--started-by", default="own", hidden=True)
+@click.option("--ready-fd", type=int, hidden=True)
+def serve(
+    pool: Path,
+    names: tuple[str, ...],
+    addresses: tuple[str, ...],
+    read_only: bool,
+    tls_certificate: str | None,
+    tls_key: str | None,
+    tls_ca: str | None,
+    tls_required: bool,
+    group: str | None,
+    started_by: str,
+    ready_fd: int | None,
+) -> None:
+    """Export volumes (all, or NAMES), snapshots or restore points of POOL over NBD.
+
+    \b
+    replicator serve /srv/pool --listen unix:/run/vm1.sock
+    replicator serve /srv/pool vm1 --listen tcp:127.0.0.1:10809
+    replicator serve /srv/replica vm1@-5m --read-only --listen unix:/run/old.sock
+    """
+    from replicator.pool.control_values import ListenAsked
+
+    files = {"certificate": tls_certificate, "key": tls_key, "ca": tls_ca, "required": "yes" if tls_required else None}
+    tls = {name: value for name, value in files.items() if value}
+    listeners = tuple(ListenAsked(address, list(names), read_only, tls) for address in addresses)
+    try:
+        _serve(pool, listeners, group, started_by, ready_fd)
+    except ReplicatorError as error:
+        if ready_fd is not None:
+            os.write(ready_fd, error.message.encode()[:4096])
+        raise
+
+
+def _serve(
+    path: Path, listeners: Sequence[ListenAsked], group: str | None, started_by: str, ready_fd: int | None
+) -> None:
+    from replicator.exporter.process import ExporterSettings
+    from replicator.exporter.process import serve as serve_pool
+    from replicator.pool.locks import OwnedElsewhereError
+    from replicator.pool.remote import RemotePool
+
+    def ready(served: Sequence[ExportFacts]) -> None:
+        for facts in served:
+            click.echo(f"serving {facts.name} at {facts.uri}{' (read-only)' if facts.read_only else ''}", err=True)
+        if ready_fd is not None:
+            os.write(ready_fd, b"READY\n")
+            os.close(ready_fd)
+
+    try:
+        serve_pool(path, ExporterSettings(tuple(listeners), started_by, group), ready)
+    except OwnedElsewhereError:
+        if not listeners or ready_fd is not None:
+            raise
+        with RemotePool(path) as owner:
+            for asked in listeners:
+                ready(owner.listen(asked))

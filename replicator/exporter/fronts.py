@@ -1,0 +1,247 @@
+"""What one NBD listener of a pool shows: its volumes and snapshots by name, kept in step with the catalogue.
+
+Between exporter/process (which has the pool and tells when its catalogue changed) and exporter/listener (which serves
+clients). A front is a set of exports with the listeners they are offered at.
+
+    name                     stands for                                      may be written
+    a volume                 its live thin device                            unless a replica, or asked not to
+    a named snapshot         that thin device                                no
+    VOLUME@N                 the restore point, where it is materialised     no
+
+Invariants
+  F1  A read-only export holds a lease on its device: nothing deletes it while it is offered.
+  F2  A volume that a receiver fills is offered for reading only.
+"""
+
+from __future__ import annotations
+
+import ssl
+import threading
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from replicator.blockdev.file import open_device
+from replicator.blockdev.interface import BlockDevice
+from replicator.blockdev.nbd import NbdDevice
+from replicator.errors import NotFoundError, UsageError
+from replicator.exporter.address import Address, UnixAddress, parse_address
+from replicator.exporter.connection import Security
+from replicator.exporter.exports import Export, Exports
+from replicator.exporter.listener import NbdServer, ServerSettings
+from replicator.nbd.handshake import Tls
+from replicator.nbd.uri import NbdUri
+from replicator.pdata.block import Words
+from replicator.pool.catalogue_schema import Origin, OriginKind, Role, Snapshot, Volume
+from replicator.pool.control_values import ExportFacts, ListenAsked
+from replicator.pool.local import LocalLease, LocalPool
+from replicator.pool.view import CatalogueView
+from replicator.thin.diff import diff
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """What a name should stand for; two that are equal need no change."""
+
+    dev_id: int
+    size_bytes: int
+    read_only: bool
+    origin: Origin | None
+    base_names: tuple[tuple[str, int], ...] = ()
+
+
+def wanted(view: CatalogueView, asked: ListenAsked) -> dict[str, Offered]:
+    """What a front of `asked` offers by this catalogue; NotFoundError for a name that nothing has. Pure."""
+    if not asked.names:
+        return {volume.name: _volume(view, volume, asked.read_only) for volume in view.volumes}
+    return {name: _named(view, name, asked.read_only) for name in asked.names}
+
+
+def _volume(view: CatalogueView, volume: Volume, read_only: bool) -> Offered:
+    is_replica = view.position(volume.uuid, Role.APPLIED) is not None
+    return Offered(volume.dev_id, volume.size_bytes, read_only or is_replica, volume.origin)
+
+
+def _named(view: CatalogueView, name: str, read_only: bool) -> Offered:
+    snapshot = view.snapshot_named(name)
+    if snapshot is None and "@" in name:
+        snapshot = _point(view, name)
+    if snapshot is None:
+        return _volume(view, view.volume(name), read_only)
+    origin = next((each.origin for each in view.volumes if each.uuid == snapshot.volume), None)
+    bases = tuple((s.name, s.dev_id) for s in view.snapshots_of(snapshot.volume) if s.name and s is not snapshot)
+    return Offered(snapshot.dev_id, snapshot.size_bytes, True, origin, bases)
+
+
+def _point(view: CatalogueView, name: str) -> Snapshot:
+    volume_name, _, number = name.partition("@")
+    volume = view.volume(volume_name)
+    found = [s for s in view.snapshots_of(volume.uuid) if s.number and str(s.number) == number]
+    if not found:
+        raise NotFoundError(
+            f"{name} isn't a snapshot in this pool",
+            mend=f"replicator serve POOL {name} --read-only replays it from the log",
+        )
+    return found[-1]
+
+
+class Origins:
+    """External origins that are open, by what they are; opened for reading, shared by all exports."""
+
+    def __init__(self) -> None:
+        self._open: dict[Origin, BlockDevice] = {}
+        self._lock = threading.Lock()
+
+    def get(self, origin: Origin | None) -> BlockDevice | None:
+        """The open device; NotFoundError or UnavailableError where there is none."""
+        if origin is None:
+            return None
+        with self._lock:
+            if origin not in self._open:
+                self._open[origin] = _open_origin(origin)
+            return self._open[origin]
+
+    def close(self) -> None:
+        """Close all of them."""
+        with self._lock:
+            for device in self._open.values():
+                device.close()
+            self._open.clear()
+
+
+def _open_origin(origin: Origin) -> BlockDevice:
+    if origin.kind is OriginKind.NBD:
+        return NbdDevice(NbdUri.parse(origin.location), read_only=True)
+    return open_device(Path(origin.location), read_only=True)
+
+
+class Front:
+    """One NBD server of `pool` with what it offers; `sync` after each change of the catalogue."""
+
+    def __init__(self, pool: LocalPool, asked: ListenAsked, origins: Origins) -> None:
+        self.pool, self.asked = pool, asked
+        self._origins = origins
+        self._exports = Exports()
+        self._offered: dict[str, Offered] = {}
+        self._leases: dict[str, LocalLease] = {}
+        self._lock = threading.Lock()
+        self._server = NbdServer(pool.engine.gate, self._exports, ServerSettings(security=security_of(asked.tls)))
+        self.sync(pool.view())
+
+    def listen(self) -> Address:
+        """Take clients at the address that was asked for."""
+        return self._server.listen(parse_address(self.asked.address))
+
+    def sync(self, view: CatalogueView) -> None:
+        """Offer what the catalogue has now."""
+        with self._lock:
+            try:
+                now = wanted(view, self.asked)
+            except NotFoundError:
+                if not self._offered:
+                    raise
+                there = {name: offered for name in self.asked.names if (offered := _try(view, name, self.asked))}
+                now = there
+            for name in self._offered.keys() - now.keys():
+                self._withdraw(name)
+            for name, offered in now.items():
+                if self._offered.get(name) != offered:
+                    self._offer(name, offered)
+
+    def _withdraw(self, name: str) -> None:
+        self._exports.remove(name)
+        del self._offered[name]
+        lease = self._leases.pop(name, None)
+        if lease is not None:
+            lease.release()
+
+    def _offer(self, name: str, offered: Offered) -> None:
+        before = self._offered.get(name)
+        if before is not None and replace(before, size_bytes=offered.size_bytes) == offered:
+            export = self._exports.lookup(name)
+            if export is not None and export.device.size_bytes != offered.size_bytes:
+                export.device.resize(offered.size_bytes)
+            self._offered[name] = offered
+            return
+        if before is not None:
+            self._withdraw(name)
+        engine = self.pool.engine
+        if offered.read_only:
+            self._leases[name] = self.pool.take_lease([offered.dev_id])
+        device = engine.open_device(
+            offered.dev_id,
+            offered.size_bytes,
+            origin=self._origins.get(offered.origin),
+            read_only=offered.read_only,
+        )
+        changed = {base: partial(self._changed_since, base_id, offered.dev_id) for base, base_id in offered.base_names}
+        self._exports.put(name, Export(device, offered.read_only, changed_since=changed))
+        self._offered[name] = offered
+
+    def _changed_since(self, base_id: int, dev_id: int, begin: int, end: int) -> Words:
+        """Runs of virtual blocks that differ between two snapshots, within [begin, end)."""
+        with self.pool.lease([base_id, dev_id]) as lease:
+            roots = [lease.devices[each].root for each in (base_id, dev_id)]
+            pieces = [
+                np.stack((np.maximum(runs.begin, begin), np.minimum(runs.end, end)), axis=1)
+                for runs in diff(self.pool.engine.metadata.store, *roots)
+            ]
+        found: Words = np.concatenate([np.empty((0, 2), dtype=np.uint64), *pieces])
+        return found[found[:, 0] < found[:, 1]]
+
+    def facts(self) -> list[ExportFacts]:
+        """What is offered, and where."""
+        addresses = self._server.addresses()
+        return [
+            ExportFacts(name, each.dev_id, each.size_bytes, each.read_only, str(address), uri_of(address, name))
+            for address in addresses
+            for name, each in self._offered.items()
+        ]
+
+    @property
+    def client_count(self) -> int:
+        """NBD clients that are connected."""
+        return self._server.connection_count
+
+    def close(self) -> None:
+        """Answer what is in flight, and let go."""
+        self._server.stop()
+        with self._lock:
+            for name in list(self._offered):
+                self._withdraw(name)
+
+
+def _try(view: CatalogueView, name: str, asked: ListenAsked) -> Offered | None:
+    try:
+        return _named(view, name, asked.read_only)
+    except NotFoundError:
+        return None
+
+
+def uri_of(address: Address, name: str) -> str:
+    """What an NBD client is told to open."""
+    if isinstance(address, UnixAddress):
+        return f"nbd+unix:///{name}?socket={address.path}"
+    host = f"[{address.host}]" if ":" in address.host else address.host
+    return f"nbd://{host}:{address.port}/{name}"
+
+
+def security_of(tls: dict[str, str]) -> Security:
+    """The TLS stance that a listener was asked for: `certificate`, `key`, optionally `ca` and `required`."""
+    if not tls:
+        return Security()
+    unknown = sorted(tls.keys() - {"certificate", "key", "ca", "required"})
+    if unknown or "certificate" not in tls or "key" not in tls:
+        raise UsageError("TLS takes certificate and key, and may take ca and required", mend=", ".join(unknown) or None)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(tls["certificate"], tls["key"])
+        if "ca" in tls:
+            context.load_verify_locations(tls["ca"])
+            context.verify_mode = ssl.CERT_REQUIRED
+    except (OSError, ssl.SSLError) as error:
+        raise UsageError(f"TLS files can't be used: {error}", mend="name PEM files that this user may read") from error
+    return Security(Tls.REQUIRED if tls.get("required") == "yes" else Tls.OFFERED, context)

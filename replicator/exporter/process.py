@@ -1,0 +1,161 @@
+"""The exporter: the one process that has a pool open for writing, serves its volumes, and answers its control socket.
+
+Run by `replicator serve`, by hand, under systemd, or started by an agent or a receiver (exporter/supervise). It does
+nothing that would cost the threads that serve disks their processor: no diff of live volumes, no hash, no compression.
+
+    start   the pool (locks, replay) → its fronts (NBD listeners) → the control socket → READY
+    stop    control socket → fronts (what is in flight is answered) → the engine (what is dirty is committed) → locks
+
+Invariants
+  E1  Clients of the control socket are heard only when the disks are served already.
+  E2  A second request for a listener that is there is answered with it, so that adopting an exporter asks for it again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from replicator.errors import NotFoundError
+from replicator.exporter.address import parse_address
+from replicator.exporter.control import ControlServer, Identity
+from replicator.exporter.fronts import Front, Origins
+from replicator.pool.control_values import ExportFacts, ListenAsked
+from replicator.pool.local import LocalPool
+from replicator.pool.opening import own_pool
+from replicator.pool.view import CatalogueView
+
+SWITCH_INTERVAL_S = 0.0001  # of the interpreter: so soon a thread of tree work lets one that serves a disk go on
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ExporterSettings:
+    """What an exporter is started with; `started_by` decides whether its agent or receiver ends it, too."""
+
+    listeners: tuple[ListenAsked, ...] = ()
+    started_by: str = "own"
+    group: str | None = None
+
+
+class Exporter:
+    """The running exporter of one pool; a context manager."""
+
+    def __init__(self, pool: LocalPool, settings: ExporterSettings) -> None:
+        self._pool = pool
+        self._origins = Origins()
+        self._fronts: list[Front] = []
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._changed = threading.Event()
+        self._closing = ExitStack()
+        self._closing.callback(pool.close)
+        try:
+            self._closing.callback(self._origins.close)
+            self._closing.callback(self._close_fronts)
+            for asked in settings.listeners:
+                self.listen(asked)
+            self._keeper = threading.Thread(target=self._keep_step, name="fronts", daemon=True)
+            self._keeper.start()
+            self._closing.callback(self._end_keeper)
+            pool.on_view = self._note_change
+            identity = Identity(settings.started_by)
+            server = ControlServer(pool, pool.path, self, identity, group=settings.group, pid=os.getpid())
+            self._closing.enter_context(server)
+        except BaseException:
+            self._closing.close()
+            raise
+
+    def __enter__(self) -> Exporter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.close()
+
+    # -- asked over the control socket -------------------------------------------------------------------------
+
+    def listen(self, asked: ListenAsked) -> list[ExportFacts]:
+        """One more listener, or the one that is there (E2)."""
+        wanted = str(parse_address(asked.address))
+        with self._lock:
+            for front in self._fronts:
+                if str(parse_address(front.asked.address)) == wanted:
+                    return front.facts()
+            front = Front(self._pool, asked, self._origins)
+            try:
+                front.listen()
+            except BaseException:
+                front.close()
+                raise
+            self._fronts.append(front)
+            return front.facts()
+
+    def exports(self) -> list[ExportFacts]:
+        """All that is served."""
+        with self._lock:
+            return [facts for front in self._fronts for facts in front.facts()]
+
+    def stop(self) -> None:
+        """End soon."""
+        self._stopping.set()
+
+    def wait(self) -> None:
+        """Until somebody asks for the end."""
+        self._stopping.wait()
+
+    # -- in step with the catalogue ----------------------------------------------------------------------------
+
+    def _note_change(self, _: CatalogueView) -> None:
+        self._changed.set()
+
+    def _keep_step(self) -> None:
+        while True:
+            self._changed.wait()
+            self._changed.clear()
+            if self._stopping.is_set():
+                return
+            with self._lock:
+                fronts = list(self._fronts)
+            for front in fronts:
+                try:
+                    front.sync(self._pool.view())
+                except (NotFoundError, OSError) as error:
+                    _log.warning("an export can't be kept in step: %s", error)
+
+    def _end_keeper(self) -> None:
+        self._stopping.set()
+        self._changed.set()
+        self._keeper.join()
+
+    def _close_fronts(self) -> None:
+        with self._lock:
+            fronts, self._fronts = self._fronts, []
+        for front in fronts:
+            front.close()
+
+
+def serve(path: Path, settings: ExporterSettings, ready: Callable[[Sequence[ExportFacts]], None]) -> None:
+    """Own the pool at `path` and serve it until SIGTERM, SIGINT or a client's stop; `ready` hears what is served."""
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    asked = threading.Event()
+    before = {each: signal.signal(each, lambda *_: asked.set()) for each in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        with Exporter(own_pool(path), settings) as exporter:
+            threading.Thread(target=_end_with, args=(asked, exporter), name="signals", daemon=True).start()
+            ready(exporter.exports())
+            exporter.wait()
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def _end_with(asked: threading.Event, exporter: Exporter) -> None:
+    asked.wait()
+    exporter.stop()
