@@ -149,7 +149,7 @@ class Applier:
         uuid = state.volume
         if self._replica.volume is not None:
             raise ReplicaConflictError(
-                f"the pool {self._pool.path} holds the volume {body.name!r} ({uuid}) itself: it can't be its replica too",
+                f"the pool {self._pool.path} holds the volume {body.name!r} ({uuid}) itself, so it can't be its replica",
                 mend="give the receiver a pool of its own",
             )
         dev_id = self._ids.take()
@@ -274,7 +274,8 @@ class Applier:
     def _stage(self, draft: Draft, part: Filling, state: StreamState | None) -> None:
         """One part of a step into the staging snapshot; `state` with the last one (A3)."""
         changes: list[Change] = []
-        staging, snapshot = self._replica.staging, ()
+        staging = self._replica.staging
+        snapshot: tuple[tuple[int, int], ...] = ()
         if staging is None:
             staging = staging_snapshot(self._ids.take(), self._began, _open_of(self._began))
             snapshot = ((staging.dev_id, self._volume().dev_id),)

@@ -19,7 +19,7 @@ class DevIds:
         self._pool = pool
         self._turn = threading.Lock()
         view = pool.view()
-        known = [each.dev_id for each in (*view.volumes, *view.snapshots)]
+        known = [each.dev_id for each in view.volumes] + [each.dev_id for each in view.snapshots]
         self._next = max(known, default=0) + 1
 
     def take(self) -> int:

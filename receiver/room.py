@@ -1,4 +1,4 @@
-"""How much room a transaction may need, and how many mappings one switch may carry: pure arithmetic over a pool's status.
+"""How much room a transaction may need, and how many mappings one switch may carry: arithmetic over a pool's status.
 
 Asked by apply before a transaction is begun (P8), and for each switch. The owner checks each switch exactly, for its
 worst case; what is computed here is never below that, so that a switch which was cut to size is taken.

@@ -10,7 +10,7 @@ pool/reading. A Disk is one device as bytes: its mapping in packed stretches (th
 Invariants
   D1  What a Disk returns was read while its lease stood: it is looked at after each read, and a read that a fallen
       lease may have spoilt is UnavailableError, whatever else went wrong in it.
-  D2  Memory is bounded: at most `stretches` × 32 KiB of mapping a Disk (P5), and no copy of data.
+  D2  Memory is bounded: at most `stretches` of 32 KiB of mapping a Disk (P5), and no copy of data.
   D3  Threads may share a Disk.
 
 Failures: UnavailableError (void), NotFoundError (no such device any more), FormatError, DeviceError, UsageError.
@@ -50,7 +50,7 @@ class Roots(Protocol):
 
     def view(self) -> CatalogueView: ...
 
-    def facts(self, dev_ids: Sequence[int] = ()) -> dict[int, DeviceFacts]: ...
+    def facts(self, dev_ids: Sequence[int]) -> dict[int, DeviceFacts]: ...
 
     def lease(self, dev_ids: Sequence[int]) -> AbstractContextManager[Lease]: ...
 
@@ -94,8 +94,7 @@ class PoolReader:
             held = stack.enter_context(self.lease([dev_id])) if lease is None else lease
             if dev_id not in held.devices:
                 raise UsageError(f"thin device {dev_id} isn't among those leased")
-            disk = Disk(self, held, dev_id, size_bytes, origin, stretches, stack.pop_all())
-        return disk
+            return Disk(self, held, dev_id, size_bytes, origin, stretches, stack.pop_all())
 
     def close(self) -> None:
         """Close the devices, and what roots came from if this reader opened it; a second call does nothing."""

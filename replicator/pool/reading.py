@@ -36,7 +36,7 @@ from replicator.pool.catalogue_schema import PoolIdentity, Volume
 from replicator.pool.identity import check_identity
 from replicator.pool.interface import DeviceFacts, Pool
 from replicator.pool.locks import PoolLock, owned_elsewhere
-from replicator.pool.reader import PoolReader, Roots
+from replicator.pool.reader import PoolReader
 from replicator.pool.remote import RemotePool
 from replicator.pool.view import CatalogueView
 from replicator.thin.view import DeviceEntry, PoolView
@@ -98,7 +98,7 @@ def read_pool(path: Path, *, role: str = "own", held: bool = False, owner_s: flo
         end = time.monotonic() + owner_s
         while (lock := PoolLock.read(path)) is None:
             try:
-                return _reader(path, stack.enter_context(RemotePool(path, role=role)), stack)
+                return _reader(stack.enter_context(RemotePool(path, role=role)), stack)
             except UnavailableError:
                 if time.monotonic() >= end:
                     raise owned_elsewhere(path) from None
@@ -110,14 +110,14 @@ def read_pool(path: Path, *, role: str = "own", held: bool = False, owner_s: flo
 def read_beside(pool: Pool) -> PoolReader:
     """A reader of a pool that is open here; it ends before the pool is closed."""
     with ExitStack() as stack:
-        return _reader(pool.path, pool, stack)
+        return _reader(pool, stack)
 
 
-def _reader(path: Path, roots: Roots, stack: ExitStack) -> PoolReader:
+def _reader(pool: Pool, stack: ExitStack) -> PoolReader:
+    path = pool.path
     metadata = stack.enter_context(FileDevice(path / "metadata", read_only=True))
     data = stack.enter_context(FileDevice(path / "data", read_only=True))
-    block_bytes = PoolView.live(metadata).superblock.data_block_bytes
-    return PoolReader(path, roots, metadata, data, block_bytes, stack.pop_all())
+    return PoolReader(path, pool, metadata, data, pool.block_bytes, stack.pop_all())
 
 
 def _read_still(path: Path, stack: ExitStack) -> PoolReader:

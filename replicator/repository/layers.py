@@ -40,6 +40,7 @@ from replicator.units import MIB
 
 PART = np.dtype([("reader", "<u4"), ("first", "<u8"), ("number", "<u8"), ("cut", "<u8")])
 NO_CUT = CHUNK_LIMIT
+_MEND = "restore from the log alone, or take a point that is materialised in the pool"
 KEPT_BYTES = 64 * MIB
 """Indexes kept while the overlay is built: most restores touch fewer, and then no footer is read twice."""
 
@@ -163,7 +164,7 @@ class _Walk:
                 (Stretch(event.header.timeline, before.number + 1, max(body.number, before.number + 2)),),
             )
         if not alike or (before.digest and found.digest and before.digest != found.digest):
-            raise HistoryConflictError(Forked(before, found), mend="restore from the log alone, or from the pool alone")
+            raise HistoryConflictError(Forked(before, found), mend=_MEND)
 
     def _commit(self, event: Event, body: TransactionCommitted) -> None:
         assert self._began is not None
