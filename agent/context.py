@@ -27,8 +27,8 @@ from replicator.pool.interface import Pool
 class Context:
     """The world of one publisher.
 
-    `pool` gives the pool, connected; `files` and `origin` open what is read for one transaction; `tell` is called after
-    each event (for beacons and watchdogs); `report` takes what went wrong but didn't stop anything.
+    `pool` gives the pool, connected; `files` and `origin` open what is read for one transaction. `tell` is called after
+    each event (for beacons), `count` before bytes go out, `report` with what went wrong but didn't stop anything.
     """
 
     pool: Callable[[], Pool]
@@ -40,12 +40,14 @@ class Context:
     host: str
     bucket: TokenBucket
     tell: Callable[[], None] = lambda: None
+    count: Callable[[int], None] = lambda _: None
     report: Callable[[str], None] = lambda _: None
     level: int = LEVEL_DEFAULT
     threads: int = THREADS_DEFAULT
 
     def pass_bytes(self, count: int) -> None:
         """Wait until `count` bytes may go to the log."""
+        self.count(count)
         delay = self.bucket.delay_s(count)
         while delay > 0 and not self.clock.is_stopping:
             step = min(delay, 1.0)  # in between, signs of life go out

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID, uuid5
 
 from agent.context import Context
@@ -151,3 +152,19 @@ def published_volumes(view: CatalogueView, names: Sequence[str]) -> list[UUID]:
         mend = "create one: replicator volume create POOL NAME --size SIZE"
         raise NotFoundError("the pool has no volume to publish", mend=mend)
     return found
+
+
+def points_of(done: Round, labels: Sequence[str]) -> list[dict[str, Any]]:
+    """A round's restore points as plain objects, a line each of `agent publish` and `agent snapshot`."""
+    return [
+        {
+            "volume": tail.name,
+            "number": tail.committed.number,
+            "timeline": tail.committed.timeline,
+            "timestamp_ns": done.timestamp_ns,
+            "changed": done.made,
+            "labels": list(labels),
+        }
+        for tail in done.tails.values()
+        if tail.committed is not None
+    ]

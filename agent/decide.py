@@ -117,14 +117,18 @@ class Facts:
     @property
     def is_finished(self) -> bool:
         """q = p + 1 and R is it."""
-        ours = self.prepared is not None and self.committed_transaction == self.prepared.transaction_uuid
-        return ours and self.committed == self.published + 1
+        prepared = self.prepared
+        if prepared is None or self.committed_transaction != prepared.transaction_uuid:
+            return False
+        return self.committed == prepared.number == self.published + 1
 
     @property
     def is_ours_open(self) -> bool:
         """T = R."""
         opened, prepared = self.tail.open, self.prepared
-        return opened is not None and prepared is not None and opened.transaction == prepared.transaction_uuid
+        if opened is None or prepared is None:
+            return False
+        return (opened.number, opened.transaction) == (prepared.number, prepared.transaction_uuid)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The bandwidth limit: a token bucket of bytes, on a clock that is passed in. Pure but for that clock's reading.
+"""The bandwidth limit: a token bucket of bytes, on a clock that is passed in, shared by all publishers of an agent.
 
 Stands between extract and append. A bucket holds one second's bytes at most, and may go into debt by one event, so that
 an event larger than the bucket passes and is paid for afterwards.
@@ -10,24 +10,27 @@ Invariants
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 
 class TokenBucket:
-    """Bytes that may pass; for several threads' use where one lock stands around it, or for one."""
+    """Bytes that may pass, whichever thread sends them."""
 
     def __init__(self, rate_bytes_per_s: int | None, monotonic: Callable[[], float]) -> None:
         self._rate = rate_bytes_per_s
         self._monotonic = monotonic
         self._tokens = float(rate_bytes_per_s or 0)
         self._filled_at = monotonic()
+        self._lock = threading.Lock()
 
     def delay_s(self, count_bytes: int) -> float:
         """Take `count_bytes`; how long to wait before they may pass."""
         if self._rate is None:
             return 0.0
-        now = self._monotonic()
-        self._tokens = min(float(self._rate), self._tokens + (now - self._filled_at) * self._rate)
-        self._filled_at = now
-        self._tokens -= count_bytes
-        return max(0.0, -self._tokens / self._rate)
+        with self._lock:
+            now = self._monotonic()
+            self._tokens = min(float(self._rate), self._tokens + (now - self._filled_at) * self._rate)
+            self._filled_at = now
+            self._tokens -= count_bytes
+            return max(0.0, -self._tokens / self._rate)

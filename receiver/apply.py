@@ -149,7 +149,7 @@ class Applier:
         uuid = state.volume
         if self._replica.volume is not None:
             raise ReplicaConflictError(
-                f"the pool {self._pool.path} holds the volume {body.name!r} ({uuid}) itself, so it can't be its replica",
+                f"{self._pool.path} holds the volume {body.name!r} ({uuid}) itself, so it can't be its replica",
                 mend="give the receiver a pool of its own",
             )
         dev_id = self._ids.take()

@@ -122,7 +122,7 @@ class Demo:
         with self.image.open("wb") as file:
             file.truncate(_VOLUME_BYTES)
         if make:
-            argv = [make, "-q", "-F", "-d", str(database.parent), str(self.image)]
+            argv = [make, "-q", "-F", "-b", str(_PAGE), "-d", str(database.parent), str(self.image)]
             subprocess.run(argv, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             self.say(f"made an ext4 image of {_VOLUME_BYTES >> 20} MiB with real files in it")
         else:

@@ -7,6 +7,7 @@ dump     the XML of thin_dump, as its pieces are read
 
 from __future__ import annotations
 
+import sys
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -127,11 +128,10 @@ def dump(path: Path, held: bool, as_json: bool) -> None:
     from replicator.pool.inspection import inspected
     from replicator.thin.dump import dump as pieces_of
 
-    out = click.get_text_stream("stdout")
     with inspected(path, held=held) as found:
         for piece in pieces_of(found.view):
-            out.write(piece)
-    out.flush()
+            sys.stdout.write(piece)
+    sys.stdout.flush()
 
 
 @pool.command()

@@ -54,18 +54,16 @@ def _ask(registration: Registration) -> dict[str, Any] | None:
     """What the daemon says of itself; None where it is dead."""
     from replicator.errors import UnavailableError
     from replicator.pool.daemons import ask
-    from replicator.pool.sockets import connect
 
     who = {"kind": registration.kind, "pool": registration.pool, "pid": registration.pid}
     pool = Path(registration.pool)
     try:
-        connect(pool, registration.socket, _ANSWER_S).close()
-    except (UnavailableError, OSError):
-        return None
-    try:
         return {**who, **ask(pool, registration.socket, "status", _ANSWER_S)}
-    except ReplicatorError as error:
-        return {**who, "severity": _CRITICAL, "headline": f"can't be asked: {error.message}", "mend": error.mend}
+    except (ReplicatorError, OSError) as error:
+        cause = error.__cause__ if isinstance(error, UnavailableError) else error
+        if isinstance(cause, ConnectionRefusedError | FileNotFoundError | NotADirectoryError):
+            return None
+        return {**who, "severity": _CRITICAL, "headline": f"can't be asked: {error}", "mend": None}
 
 
 def _severity(answer: dict[str, Any]) -> int:

@@ -220,6 +220,7 @@ class _Connection:
             try:
                 for frame in self._stream.receive(data):
                     self._answer(frame)
+                self._stream.check()
             except FormatError as error:
                 self._send(Frame(Kind.ERROR, 0, body_of_error(error)))
                 raise

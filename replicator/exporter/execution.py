@@ -86,16 +86,17 @@ def execute(request: Request, export: Export, session: Session) -> Buffer:
         return _read(request, export, session)
     if request.command == p.CMD_BLOCK_STATUS:
         return _status(request, export, session)
+    if request.command == p.CMD_CACHE:
+        return _cache(request, export)
+    refuse_broken(device.engine)
     if request.command == p.CMD_WRITE:
         with device.engine.gate.writing():
             device.pwrite(request.data, offset)
     elif request.command == p.CMD_TRIM:
         with device.engine.gate.writing():
             device.discard(offset, length)
-    elif request.command == p.CMD_WRITE_ZEROES:
-        return _write_zeroes(request, export)
     else:
-        _cache(request, export)
+        _write_zeroes(request, export)
     return pack_simple(request.cookie)
 
 
@@ -143,7 +144,7 @@ def _status(request: Request, export: Export, session: Session) -> bytes:
     return pack_block_status(request.cookie, answers, length, one=bool(request.flags & p.CMD_FLAG_REQ_ONE))
 
 
-def _write_zeroes(request: Request, export: Export) -> bytes:
+def _write_zeroes(request: Request, export: Export) -> None:
     device, at = export.device, request.offset_bytes
     may_unmap = not request.flags & p.CMD_FLAG_NO_HOLE
     end = at + request.length_bytes
@@ -155,7 +156,6 @@ def _write_zeroes(request: Request, export: Export) -> bytes:
         with device.engine.gate.writing():
             device.write_zeroes(at, step, may_unmap=may_unmap)
         at += step
-    return pack_simple(request.cookie)
 
 
 def _unmaps_all(export: Export, begin: int, end: int) -> bool:
@@ -167,11 +167,10 @@ def _unmaps_all(export: Export, begin: int, end: int) -> bool:
     return not any(device.entry(block) for block in edges)
 
 
-def _cache(request: Request, export: Export) -> None:
+def _cache(request: Request, export: Export) -> bytes:
     device = export.device
     fd = device.engine.data.fileno()
-    if fd < 0:
-        return
     for _, length, place in device.runs(request.offset_bytes, min(request.length_bytes, _CACHE_BYTES)):
-        if place >= 0:
+        if place >= 0 and fd >= 0:
             os.posix_fadvise(fd, place, length, os.POSIX_FADV_WILLNEED)
+    return pack_simple(request.cookie)

@@ -109,9 +109,11 @@ class NbdServer:
         return True
 
     def stop(self, limit_s: float = STOP_LIMIT_S) -> None:
-        """Stop accepting, answer what is in flight for at most `limit_s`, close everything (V2)."""
+        """Stop accepting, answer what is in flight for at most `limit_s`, close everything (V2); once."""
         with self._lock:
-            self._stopping = True
+            before, self._stopping = self._stopping, True
+        if before:
+            return
         for address in self.addresses():
             self.unlisten(address)
         with self._lock:

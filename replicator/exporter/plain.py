@@ -4,11 +4,12 @@ Beside exporter/transmission's loop, for what is a step less plain than one bloc
 tree work or for a commit: what would is told so, and goes to a worker.
 
     a read       of blocks whose stretches are loaded and whose pages are cached; unmapped ones are zeros
-    a write      of blocks that are the device's own, or are provisioned without reading; pages in part only if cached
+    a write      of blocks that are the device's own, or provisioned with nothing to read but what is cached
 
 Invariants
   P1  `read` either fills all of its target, or says that somebody else has to (the target is then undefined).
-  P2  `may_write` says yes only to a write that device.pwrite carries out without leaving the gate.
+  P2  After a vain `overwrite` the same write may be carried out again: both stand in one stay in the gate.
+  P3  `may_write` says yes only to a write that device.pwrite carries out without leaving the gate.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from replicator.units import KIB, PAGE_BYTES
 
 _PAGE_MASK = PAGE_BYTES - 1
 _ZEROS = bytes(256 * KIB)
+_PIECE_BYTES = 64 * KIB
 
 
 class Found(Enum):
@@ -41,6 +43,7 @@ class Plain:
         self._stretches = export.device.table.stretches
         self.fd = export.device.engine.data.fileno()
         self.nowait = _nowait_flag(self.fd)
+        self._scratch: memoryview | None = None
 
     def read(self, target: memoryview, offset_bytes: int) -> Found:
         """Fill `target` (at most 256 KiB) without waiting; HOLE when all of it is unmapped, and then not filled."""
@@ -86,6 +89,30 @@ class Plain:
             at = last
         return pieces
 
+    def overwrite(self, source: memoryview, offset_bytes: int) -> bool:
+        """Write whole pages of blocks that are all the device's own; False when that isn't what they are, or it failed.
+
+        Inside the gate. In pieces of 64 KiB: pages that were written in larger ones are slow to change in small ones.
+        """
+        device, size = self._device, self._device.block_bytes
+        at, end = offset_bytes, offset_bytes + len(source)
+        if (at | end) & _PAGE_MASK or self.fd < 0:
+            return False
+        places = []
+        while at < end:
+            block = at // size
+            last = min((block + 1) * size, end, at + _PIECE_BYTES)
+            stretch = self._stretches[block >> STRETCH_SHIFT]
+            entry = stretch[block & STRETCH_MASK] if stretch is not None else 0
+            if entry & STAMP_MASK != device.epoch:
+                return False
+            places.append((at - offset_bytes, last - offset_bytes, (entry >> STAMP_BITS) * size + at - block * size))
+            at = last
+        try:
+            return all(os.pwrite(self.fd, source[low:high], place) == high - low for low, high, place in places)
+        except OSError:
+            return False
+
     def may_write(self, offset_bytes: int, length_bytes: int) -> bool:
         """Whether device.pwrite can be called now without waiting (P2); inside the gate."""
         device, size = self._device, self._device.block_bytes
@@ -102,12 +129,21 @@ class Plain:
             if entry & STAMP_MASK == device.epoch:
                 if (at | last) & _PAGE_MASK and not self._edges_cached(entry, at - block * size, last - block * size):
                     return False
-            elif last - at == size or (not entry and device.origin is None):
+            elif last - at == size or (self._block_cached(entry) if entry else device.origin is None):
                 fresh += 1
             else:
                 return False
             at = last
         return not fresh or device.engine.has_room(fresh)
+
+    def _block_cached(self, entry: int) -> bool:
+        """Whether a block that is to be copied is in memory; the copy's own read then finds it there."""
+        size = self._device.block_bytes
+        if size > len(_ZEROS):
+            return False
+        if self._scratch is None:
+            self._scratch = memoryview(bytearray(size))
+        return self._read_cached(self._scratch, (entry >> STAMP_BITS) * size)
 
     def _edges_cached(self, entry: int, begin: int, end: int) -> bool:
         """Whether the pages that a write changes in part are in memory."""

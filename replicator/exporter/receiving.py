@@ -36,7 +36,7 @@ class Receiving:
             self.position = end = 0
         elif position + needed_bytes > RECEIVE_BYTES:
             left = end - position
-            self.view[:left] = bytes(self.view[position:end])
+            self.view[:left] = self.view[position:end]  # a memmove: the two may overlap
             self.position, end = 0, left
         count = self._receive_into(self.view[end:])
         self.end = end + count

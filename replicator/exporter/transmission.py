@@ -49,6 +49,7 @@ from replicator.units import KIB, MIB, PAGE_BYTES
 INLINE_BYTES = 256 * KIB  # of a READ that the loop answers itself: what clients copy disks with
 ARENA_BYTES = 1 * MIB + 64 * KIB
 _FULL_BYTES = ARENA_BYTES - INLINE_BYTES - 16 * KIB  # one more reply always fits: with data, or with words
+_PIECE_BYTES = 64 * KIB  # of a WRITE that goes to the file in one piece (plain.overwrite)
 _PAGE_MASK = PAGE_BYTES - 1
 
 _log = logging.getLogger(__name__)
@@ -135,7 +136,7 @@ class Transmission:
         device = self._device
         block = offset // device.block_bytes
         inside = offset - block * device.block_bytes
-        if kind == _WRITE and self._writable and inside + length <= device.block_bytes:
+        if kind == _WRITE and self._writable and inside + length <= device.block_bytes and length <= _PIECE_BYTES:
             if not self._inside:
                 self._gate.enter()
                 self._inside = True
@@ -218,11 +219,12 @@ class Transmission:
             self._gate.enter()
             self._inside = True
         source = self._receiving.view[data : data + length]
-        if not self._plain.may_write(offset, length):
-            return self._submit(Request(kind, cookie, offset, length, bytes(source)), at)
         try:
             refuse_broken(self._engine)
-            self._device.pwrite(source, offset)
+            if not self._plain.overwrite(source, offset):
+                if not self._plain.may_write(offset, length):
+                    return self._submit(Request(kind, cookie, offset, length, bytes(source)), at)
+                self._device.pwrite(source, offset)
         except ReplicatorError as error:
             return self._reply(failure(cookie, error, self._session), at)
         if kind == _WRITE:
@@ -261,7 +263,6 @@ class Transmission:
     def _carry_out(self, request: Request, held_bytes: int) -> None:
         """A request that began in flight, to its reply; by a worker, or by this thread if it is large."""
         try:
-            refuse_broken(self._engine)
             reply = execute(request, self._export, self._session)
         except Exception as error:  # noqa: BLE001 - whatever it was, the client has to be answered (X1 of execution)
             if not isinstance(error, ReplicatorError):

@@ -105,6 +105,7 @@ class FrameStream:
         self.limit_bytes = limit_bytes
         self._where = where
         self._buffer = bytearray()
+        self._failure: FormatError | None = None
 
     @property
     def is_between_frames(self) -> bool:
@@ -112,12 +113,23 @@ class FrameStream:
         return not self._buffer
 
     def receive(self, data: Buffer) -> list[Frame]:
-        """The frames that `data` completes."""
+        """The frames that `data` completes; rubbish behind them is told by `check`, or at the next `receive`."""
+        self.check()
         self._buffer += data
-        frames = []
-        while (frame := self._next()) is not None:
-            frames.append(frame)
+        frames: list[Frame] = []
+        try:
+            while (frame := self._next()) is not None:
+                frames.append(frame)
+        except FormatError as error:
+            self._failure = error
+            if not frames:
+                raise
         return frames
+
+    def check(self) -> None:
+        """FormatError if what came behind the last frame can't become one."""
+        if self._failure is not None:
+            raise self._failure
 
     def _next(self) -> Frame | None:
         if len(self._buffer) < _HEADER.size:

@@ -148,11 +148,11 @@ class LocalPool:
             missing = sorted(set(found) - set(there))
             if missing:
                 raise NotFoundError(f"the pool has no thin device {missing[0]} (any more)")
-            self._leases.update(there)
+            self._leases.update(there.keys())
 
         def let_go() -> None:
             with self._leases_lock:
-                self._leases.subtract(there)
+                self._leases.subtract(there.keys())
 
         return LocalLease(there, True, let_go)
 

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
 
-from replicator.errors import FormatError, UnavailableError
+from replicator.errors import FormatError, ReplicatorError, UnavailableError
 from replicator.pdata.block import Words
 from replicator.pool import sockets
 from replicator.pool.catalogue import Catalogue, StaleViewError
@@ -175,8 +175,11 @@ class RemoteLease:
         return self._connection.stands
 
     def release(self) -> None:
-        """End it; a second call does nothing."""
-        self._connection.close()
+        """End it, and return when the owner knows; a second call does nothing."""
+        if self._connection.is_open:
+            with contextlib.suppress(ReplicatorError):
+                self._connection.call("release", Nothing(), ANSWER_S)
+            self._connection.close()
 
 
 class RemotePool:
@@ -231,7 +234,7 @@ class RemotePool:
 
     def points(self, volume: UUID, limit: int, timeline: int | None = None) -> list[LoggedPoint]:
         """The newest restore points of the volume that the log has, read here."""
-        return self._at_newest(lambda at_id: self._opened_catalogue().points(at_id, volume, limit, timeline))[::-1]
+        return self._at_newest(lambda at_id: self._opened_catalogue().points(at_id, volume, limit, timeline))
 
     def _at_newest(self, read: Callable[[int], Read]) -> Read:
         for _ in range(_VIEW_TRIES - 1):

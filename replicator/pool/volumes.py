@@ -3,17 +3,20 @@
 Called by the command line, agent and receiver. Each operation reads the view at id N, plans a Switch for it, and asks
 for N → N+1; whoever comes second reads again and plans anew, so that of two clients none loses what it did (S3-44).
 
-    operation    in one switch                                                          then
-    create       thin device, Volume
-    snapshot     snapshot of the live device, Snapshot row
-    clone        snapshot of any device, Volume with the source's size and origin
-    rename       Volume or Snapshot row
-    rollback     snapshot of the snapshot becomes the volume; the old device hidden     space back: sweep
-    delete       the name goes, the devices are hidden                                  space back: sweep
+    operation         in one switch                                                            then
+    create            thin device, Volume
+    snapshot          snapshot of the live device, Snapshot row
+    clone             snapshot of any device, Volume with the source's size and origin
+    rename            Volume or Snapshot row
+    rollback          snapshot of the snapshot becomes the volume, the old device is deleted
+    delete volume     Volume and device gone, its snapshots hidden                             their space: sweep
+    delete snapshot   hidden, without a name                                                   its space: sweep
 
     dies …                        on disk                            mended by
     before the switch             what was there                     -
     between the switch and sweep  hidden snapshots, in no list       the next sweep: at opening, or of a later delete
+
+A volume that is open for writing is neither deleted nor rolled back: the switch is refused whole.
 
 Volumes and users' snapshots share one space of names, since both are exported under theirs.
 
@@ -29,14 +32,17 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 from uuid import UUID, uuid4
 
-from replicator.errors import ConflictError, NotFoundError, ReplicatorError
+from replicator.errors import ConflictError, NotFoundError
 from replicator.history.names import check_name
+from replicator.history.points import TIMELINE_LIMIT
 from replicator.pool.catalogue_schema import (
     DEV_ID_LIMIT,
+    Branch,
     Cut,
     LoggedPoint,
     Origin,
@@ -55,6 +61,8 @@ TRIES_LIMIT = 1000
 """Races lost in a row before somebody must be switching in a loop; each round one of the rivals goes on."""
 
 _NAMED = 8
+Result = TypeVar("Result")
+_OF_PUBLISHING = (Purpose.BASE, Purpose.TARGET, Purpose.STAGING)  # the agent's and the receiver's own, nobody's to keep
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +104,7 @@ def create_volume(
         _require_free_name(view, name)
         if any(each.uuid == made.uuid for each in view.volumes):
             raise ConflictError(f"the pool has the volume {made.uuid} already")
-        volume = replace(made, dev_id=free_dev_id(view, pool.facts(())))
+        volume = replace(made, dev_id=free_dev_id(pool, view))
         return Switch(create=(volume.dev_id,), changes=(Put(volume),)), volume
 
     return switched(pool, plan)
@@ -109,10 +117,8 @@ def create_snapshot(pool: Pool, volume: str | UUID, name: str, *, labels: tuple[
     def plan(view: CatalogueView) -> tuple[Switch, Snapshot]:
         source = view.volume(volume)
         _require_free_name(view, name)
-        dev_id = free_dev_id(view, pool.facts(()))
-        made = Snapshot(
-            dev_id, source.uuid, Purpose.USER, time.time_ns(), source.size_bytes, labels=labels, name=name
-        )
+        dev_id = free_dev_id(pool, view)
+        made = Snapshot(dev_id, source.uuid, Purpose.USER, time.time_ns(), source.size_bytes, labels=labels, name=name)
         return Switch(snapshot=((dev_id, source.dev_id),), changes=(Put(made),)), made
 
     return switched(pool, plan)
@@ -125,7 +131,7 @@ def clone(pool: Pool, source: str | UUID | int, name: str) -> Volume:
     def plan(view: CatalogueView) -> tuple[Switch, Volume]:
         dev_id, size_bytes, origin = _source(view, source)
         _require_free_name(view, name)
-        made = Volume(uuid, name, free_dev_id(view, pool.facts(())), size_bytes, created_ns, origin)
+        made = Volume(uuid, name, free_dev_id(pool, view), size_bytes, created_ns, origin)
         return Switch(snapshot=((made.dev_id, dev_id),), changes=(Put(made),)), made
 
     return switched(pool, plan)
@@ -151,14 +157,11 @@ def rollback(pool: Pool, volume: str | UUID, snapshot: str | int) -> Volume:
         before, target = view.volume(volume), _snapshot(view, snapshot)
         if target.volume != before.uuid:
             raise ConflictError(f"{_told(target)} isn't a snapshot of {before.name}")
-        dev_id = free_dev_id(view, pool.facts(()))
-        after = replace(before, dev_id=dev_id, size_bytes=target.size_bytes)
-        hidden = _hidden(before)
-        return Switch(snapshot=((dev_id, target.dev_id),), changes=(Put(after), Put(hidden))), after
+        after = replace(before, dev_id=free_dev_id(pool, view), size_bytes=target.size_bytes)
+        new = (after.dev_id, target.dev_id)
+        return Switch(snapshot=(new,), delete=(before.dev_id,), changes=(Put(after),)), after
 
-    made = switched(pool, plan)
-    sweep_hidden(pool)
-    return made
+    return switched(pool, plan)
 
 
 def resize(pool: Pool, volume: str | UUID, size_bytes: int) -> int:
@@ -166,20 +169,22 @@ def resize(pool: Pool, volume: str | UUID, size_bytes: int) -> int:
     return pool.resize(pool.view().volume(volume).uuid, size_bytes)
 
 
-def delete_volume(pool: Pool, volume: str | UUID, *, with_snapshots: bool = False, while_published: bool = False) -> None:
+def delete_volume(
+    pool: Pool, volume: str | UUID, *, with_snapshots: bool = False, while_published: bool = False
+) -> None:
     """Delete a volume; its names are gone at once, its space comes back as soon as nobody reads it (U3)."""
 
     def plan(view: CatalogueView) -> tuple[Switch, None]:
         row = view.volume(volume)
         snapshots = view.snapshots_of(row.uuid, hidden=True)
         _refuse_dependents(view, row, snapshots, with_snapshots, while_published)
-        gone: list[Change] = [End(Volume, (row.uuid,)), Put(_hidden(row))]
+        gone: list[Change] = [End(Volume, (row.uuid,))]
         gone += [Put(replace(each, hidden=True, name="")) for each in snapshots]
         gone += [End(Position, (row.uuid, role)) for role in Role if view.position(row.uuid, role) is not None]
-        gone += [EndBelow(LoggedPoint, (row.uuid,), 1 << 31)]
+        gone += [EndBelow(kind, (row.uuid,), TIMELINE_LIMIT) for kind in (LoggedPoint, Branch)]
         if view.prepared_of(row.uuid) is not None:
             gone.append(End(Prepared, (row.uuid,)))
-        return Switch(changes=tuple(gone)), None
+        return Switch(delete=(row.dev_id,), changes=tuple(gone)), None
 
     switched(pool, plan)
     sweep_hidden(pool)
@@ -227,3 +232,88 @@ def switched(pool: Pool, plan: Callable[[CatalogueView], tuple[Switch, Result]])
             continue
         return result
     raise ConflictError(f"{TRIES_LIMIT} switches of others came first", mend="end what switches without a pause")
+
+
+def free_dev_id(pool: Pool, view: CatalogueView) -> int:
+    """The lowest thin device id that neither the catalogue nor the metadata has."""
+    taken = {each.dev_id for each in view.volumes} | {each.dev_id for each in view.snapshots}
+    for dev_id in range(1, DEV_ID_LIMIT):
+        if dev_id not in taken and not pool.facts((dev_id,)):
+            return dev_id
+    raise ConflictError("all 16,777,215 device ids are in use", mend="delete snapshots that nobody needs")
+
+
+def _require_free_name(view: CatalogueView, name: str) -> None:
+    check_name(name)
+    if any(each.name == name for each in view.volumes):
+        raise ConflictError(
+            f"there is a volume {name!r} already", mend="take another name, or delete or rename that one"
+        )
+    if any(each.name == name and not each.hidden for each in view.snapshots):
+        raise ConflictError(f"there is a snapshot {name!r} already", mend="take another name, or delete that one")
+
+
+def _source(view: CatalogueView, source: str | UUID | int) -> tuple[int, int, Origin | None]:
+    """(dev_id, size, external origin) of what a clone is made of (U2)."""
+    row = _snapshot(view, source) if isinstance(source, int) else _named(view, source)
+    if isinstance(row, Volume):
+        return row.dev_id, row.size_bytes, row.origin
+    return row.dev_id, row.size_bytes, origin_of(view, row)
+
+
+def origin_of(view: CatalogueView, row: Volume | Snapshot) -> Origin | None:
+    """The external origin behind a volume or a snapshot: the volume's (U2)."""
+    if isinstance(row, Volume):
+        return row.origin
+    found = [each.origin for each in view.volumes if each.uuid == row.volume]
+    return found[0] if found else None
+
+
+def _named(view: CatalogueView, name: str | UUID) -> Volume | Snapshot:
+    """The volume or users' snapshot of that name; NotFoundError names what there is."""
+    if isinstance(name, str) and (snapshot := view.snapshot_named(name)) is not None:
+        return snapshot
+    try:
+        return view.volume(name)
+    except NotFoundError:
+        names = [each.name for each in view.volumes] + [each.name for each in view.snapshots if each.name]
+        raise NotFoundError(f"there is no volume or snapshot {name}; there are: {_list(names)}") from None
+
+
+def _snapshot(view: CatalogueView, snapshot: str | int) -> Snapshot:
+    if isinstance(snapshot, int):
+        found = view.snapshot(snapshot)
+        if found.hidden:
+            raise NotFoundError(f"the snapshot {snapshot} is deleted already")
+        return found
+    named = view.snapshot_named(snapshot)
+    if named is None:
+        names = [each.name for each in view.snapshots if each.name and not each.hidden]
+        raise NotFoundError(f"there is no snapshot {snapshot!r}; there are: {_list(names)}")
+    return named
+
+
+def _refuse_dependents(
+    view: CatalogueView, row: Volume, snapshots: Sequence[Snapshot], with_snapshots: bool, while_published: bool
+) -> None:
+    """U3."""
+    if view.prepared_of(row.uuid) is not None and not while_published:
+        raise ConflictError(f"a transaction of {row.name} is being published", mend="stop the agent first, or wait")
+    kept = [each for each in snapshots if not each.hidden and each.purpose not in _OF_PUBLISHING]
+    if kept and not with_snapshots:
+        told = _list([each.name or f"@{each.number}" for each in kept])
+        raise ConflictError(
+            f"{row.name} has {len(kept)} snapshots and points: {told}", mend="delete them first, or with the volume"
+        )
+    held = [each for each in kept if each.held]
+    if held:
+        raise ConflictError(f"{_told(held[0])} is held", mend="release it first: replicator points release")
+
+
+def _told(row: Snapshot) -> str:
+    return f"the snapshot {row.name}" if row.name else f"the snapshot {row.dev_id} (point {row.number})"
+
+
+def _list(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return (", ".join(sorted(names)[:_NAMED]) or "none") + more

@@ -12,5 +12,6 @@ In the order of the data's way:
     target     a file, a device or a stream that takes a disk, sparse
     resume     how far an interrupted restore has come
     restore    the whole: plan, guards, copy, read back
+    labelling  labels: of a cut where no agent runs, of a point that a pool remembers
     verify     every segment of a log: chain, index, frames
 """

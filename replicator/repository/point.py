@@ -10,10 +10,11 @@ What source opens, and restore and the exporter read. The base is a snapshot in 
 Invariants
   D1  Of a chunk that the overlay wrote no byte is given before its xxh3-128 is that of the log's newest write of it:
       a wrong base, a flipped bit in pool or log, a lost discard show here, by volume, N and chunk.
-  D2  Nothing is given that was read from the base after its lease had fallen.
-  D3  Any thread may read; memory is the overlay's windows, the frames' cache, and 64 KiB a read.
+  D2  Any thread may read; memory is the overlay's windows, the frames' cache, and 64 KiB a read.
 
-Failures: ChunkMismatchError, ConflictError (the lease fell), DeviceError, and those of the log.
+That nothing counts which was read from the base under a fallen lease is the base's promise (pool/reader, D1).
+
+Failures: ChunkMismatchError, UsageError (a range beyond the end), and those of the base and of the log.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from typing import Protocol
 import numpy as np
 
 from replicator._buffer import Buffer
-from replicator.errors import ConflictError, DamageError, UsageError
+from replicator.blockdev.interface import BlockDevice
+from replicator.errors import DamageError, UsageError
 from replicator.events.digests import digest128
 from replicator.events.pages import ALL_PAGES
 from replicator.events.values import chunk_count_of
@@ -65,16 +67,21 @@ class BaseDisk(Protocol):
     @property
     def size_bytes(self) -> int: ...
 
+    @property
+    def origin(self) -> BlockDevice | None:
+        """What shines through its holes."""
+
     def pread_into(self, target: Buffer, offset_bytes: int) -> None: ...
 
     def runs(self, offset_bytes: int, length_bytes: int) -> Iterator[tuple[int, int, int]]:
-        """(offset, length, place) of consecutive pieces; a negative place is a hole that reads as zeros."""
+        """(offset, length, place) of consecutive pieces; a negative place is a hole."""
 
 
 class EmptyDisk:
     """Nothing: zeros, wherever it is asked; every byte lies behind its end."""
 
     size_bytes = 0
+    origin: BlockDevice | None = None
 
     def pread_into(self, target: Buffer, offset_bytes: int) -> None:
         """Never called: all of it lies behind the end."""
@@ -87,10 +94,9 @@ class EmptyDisk:
 
 @dataclass(frozen=True, slots=True)
 class Beneath:
-    """A base, whether what was read from it still counts, and how to let go of it."""
+    """A base, and how to let go of it."""
 
     disk: BaseDisk
-    stands: Callable[[], bool] = lambda: True
     release: Callable[[], None] = lambda: None
 
 
@@ -131,7 +137,7 @@ class PointDisk:
         return bytes(target)
 
     def pread_into(self, target: Buffer, offset_bytes: int) -> None:
-        """Fill `target` from `offset_bytes` on (D1, D2)."""
+        """Fill `target` from `offset_bytes` on (D1)."""
         view = memoryview(target).cast("B")
         end = offset_bytes + len(view)
         if offset_bytes < 0 or end > self.size_bytes:
@@ -142,10 +148,6 @@ class PointDisk:
             last = min(end, window.end * CHUNK_BYTES)
             self._read_window(window, view[at - offset_bytes : last - offset_bytes], at)
             at = last
-        if not self._beneath.stands():
-            raise ConflictError(
-                f"{self.name}: the pool's owner went away while it was read", mend="run the same command again"
-            )
 
     def _read_window(self, window: Window, view: memoryview, offset_bytes: int) -> None:
         end = offset_bytes + len(view)
@@ -233,8 +235,14 @@ class PointDisk:
     def _base_pieces(self, begin: int, end: int) -> Iterator[tuple[int, int, int]]:
         inside = max(begin, min(end, self._beneath.disk.size_bytes))
         if begin < inside:
+            origin = self._beneath.disk.origin
+            covered = origin.size_bytes if origin is not None else 0
             for at, length, place in self._beneath.disk.runs(begin, inside - begin):
-                yield at, length, NOTHING if place < 0 else DATA
+                seen = length if place >= 0 else max(0, min(length, covered - at))
+                if seen:
+                    yield at, seen, DATA
+                if seen < length:
+                    yield at + seen, length - seen, NOTHING
         if inside < end:
             yield inside, end - inside, NOTHING
 

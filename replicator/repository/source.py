@@ -21,13 +21,14 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, tzinfo
 from pathlib import Path
 from typing import Protocol
 from uuid import UUID
 
+from replicator.blockdev.interface import BlockDevice
 from replicator.errors import NotFoundError, ReplicatorError, UnavailableError, UsageError
 from replicator.history.lineage import Lineage, Revision, Stretch, Timeline, absent
 from replicator.history.plan import EmptyBase, Inventory, Plan, SnapshotBase, plan
@@ -35,8 +36,12 @@ from replicator.history.points import PointSpecification, RestorePoint, merged, 
 from replicator.history.resolve import NamedVolume, resolve, resolve_volume
 from replicator.log.interface import Log
 from replicator.log.opening import is_log, open_log
-from replicator.pool.catalogue_schema import LoggedPoint, Origin, Purpose, Snapshot
+from replicator.pool.catalogue import Catalogue, StaleViewError
+from replicator.pool.catalogue_schema import LoggedPoint, Purpose, Snapshot
 from replicator.pool.interface import Lease
+from replicator.pool.origins import open_origin
+from replicator.pool.reader import PoolReader
+from replicator.pool.reading import read_pool
 from replicator.pool.view import CatalogueView
 from replicator.repository.layers import Layers, collect, no_layers
 from replicator.repository.logged import LoggedHistory, read_history, valid_labels
@@ -49,18 +54,58 @@ _ALL = -1  # SQLite's limit for "all of them"
 _TRIES = 3  # a snapshot may retire between the view and the lease; thrice in a row is no coincidence
 
 
-class PoolReader(Protocol):
-    """What is asked of a pool that is open for reading (pool/reader)."""
+class ReadPool(Protocol):
+    """What is asked of a pool that is open for reading."""
 
     def view(self) -> CatalogueView: ...
 
-    def points(self, volume: UUID, limit: int, timeline: int | None = None) -> list[LoggedPoint]: ...
+    def points(self, volume: UUID) -> list[LoggedPoint]: ...
 
     def lease(self, dev_ids: Sequence[int]) -> AbstractContextManager[Lease]: ...
 
-    def disk(self, dev_id: int, size_bytes: int, origin: Origin | None = None) -> BaseDisk: ...
+    def disk(
+        self, dev_id: int, size_bytes: int, origin: BlockDevice | None = None, *, lease: Lease | None = None
+    ) -> BaseDisk: ...
 
     def close(self) -> None: ...
+
+
+class CataloguedPool:
+    """A pool's reader (pool/reading), and the restore points that its catalogue remembers."""
+
+    def __init__(self, reader: PoolReader) -> None:
+        self._reader = reader
+
+    def view(self) -> CatalogueView:
+        """What is in the pool now."""
+        return self._reader.view()
+
+    def points(self, volume: UUID) -> list[LoggedPoint]:
+        """The volume's points that the log has, as the pool remembers it; a pool without a catalogue has none."""
+        path = self._reader.path / "catalog.db"
+        if not path.exists():
+            return []
+        with Catalogue(path, read_only=True) as catalogue:
+            for _ in range(_TRIES - 1):
+                try:
+                    return catalogue.points(self.view().at_id, volume, _ALL)
+                except StaleViewError:
+                    continue
+            return catalogue.points(self.view().at_id, volume, _ALL)
+
+    def lease(self, dev_ids: Sequence[int]) -> AbstractContextManager[Lease]:
+        """Hold these devices."""
+        return self._reader.lease(dev_ids)
+
+    def disk(
+        self, dev_id: int, size_bytes: int, origin: BlockDevice | None = None, *, lease: Lease | None = None
+    ) -> BaseDisk:
+        """One of them as bytes; a read under a fallen lease is refused by it (pool/reader, D1)."""
+        return self._reader.disk(dev_id, size_bytes, origin, lease=lease)
+
+    def close(self) -> None:
+        """Close the reader."""
+        self._reader.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +137,7 @@ class Source:
     """A pool, a log, or both; a context manager that closes them."""
 
     name: str
-    pool: PoolReader | None = None
+    pool: ReadPool | None = None
     log: Log | None = None
     log_problem: ReplicatorError | None = None
     places: tuple[Path, ...] = ()
@@ -131,7 +176,7 @@ class Source:
 
     def _read_offer(self, volume: NamedVolume) -> Offer:
         view = self.pool.view() if self.pool is not None else None
-        remembered = self.pool.points(volume.uuid, _ALL) if self.pool is not None else []
+        remembered = self.pool.points(volume.uuid) if self.pool is not None else []
         history, problem = self._history(volume.uuid, remembered)
         lineage = _joined_lineage(view, volume.uuid, history)
         snapshots = view.snapshots_of(volume.uuid, Purpose.POINT) if view is not None else []
@@ -247,10 +292,10 @@ class Source:
             raise _RetiredError(error.message) from None
         if self._snapshot(snapshot.dev_id) != snapshot:
             raise _RetiredError(f"the snapshot {snapshot.dev_id} became another one meanwhile")
-        view = self.pool.view()
-        origin = next((each.origin for each in view.volumes if each.uuid == snapshot.volume), None)
-        disk = self.pool.disk(snapshot.dev_id, snapshot.size_bytes, origin)
-        return Beneath(disk, lambda: lease.stands)
+        rows = self.pool.view().volumes
+        row = next((each.origin for each in rows if each.uuid == snapshot.volume), None)
+        origin = held.enter_context(closing(open_origin(row))) if row is not None else None
+        return Beneath(self.pool.disk(snapshot.dev_id, snapshot.size_bytes, origin, lease=lease))
 
     # -- a snapshot by its name ----------------------------------------------------------------------------------
 
@@ -285,9 +330,7 @@ def open_source(text: str) -> Source:
         raise NotFoundError(
             f"{text} is neither a pool nor a log", mend="name a pool's directory, or a log: a directory that has one"
         )
-    from replicator.pool.reader import read_pool
-
-    pool = read_pool(path)
+    pool = CataloguedPool(read_pool(path))
     try:
         log, problem = _log_of(pool.view())
     except BaseException:

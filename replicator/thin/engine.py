@@ -260,6 +260,7 @@ class Engine:
         self._thread.join()
         if not self.failed:
             self.dirty.restart(superblock_sum(self.metadata.superblock.pack()))
+        self._frozen = None  # what a failed commit left: views of the file, which is unmapped now
         self.dirty.close()
 
     # -- the committer -----------------------------------------------------------------------------------------

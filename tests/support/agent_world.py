@@ -55,7 +55,13 @@ class SourceHost:
         self.path = folder / "pool"
         create_pool(self.path, PoolPlan(size_bytes=size_bytes, block_bytes=block_bytes, metadata_bytes=2 * MIB))
         self.pool: OwnedPool = own_pool(self.path)
-        self._origins: dict[UUID, Path] = {}
+
+    @classmethod
+    def at(cls, path: Path) -> SourceHost:
+        """The host of a pool that is there already."""
+        host = cls.__new__(cls)
+        host.path, host.pool = path, own_pool(path)
+        return host
 
     def create(
         self, name: str, size_bytes: int, *, uuid: UUID = VOLUME, dev_id: int = 1, origin: Path | None = None
@@ -114,9 +120,8 @@ class SourceHost:
                 stands=lambda: lease.stands,
             )
 
-    def reopen(self) -> None:
-        """Close the pool cleanly, and open it again."""
-        self.pool.close()
+    def reopen_closed(self) -> None:
+        """Open the pool again."""
         self.pool = own_pool(self.path)
 
     def close(self) -> None:
@@ -151,6 +156,7 @@ class Replica:
     checker: ChainChecker
     content: bytearray = field(default_factory=bytearray)
     points: dict[int, bytes] = field(default_factory=dict)
+    instants: dict[int, int] = field(default_factory=dict)
     commits: list[TransactionCommitted] = field(default_factory=list)
     staged: bytearray | None = None
 
@@ -168,6 +174,7 @@ class Replica:
         body = event.body
         if isinstance(body, TransactionBegan):
             self.staged = resized(self.content, body.size_bytes)
+            self.instants[body.number] = body.timestamp_ns
         elif isinstance(body, TransactionAborted):
             self.staged = None
         elif isinstance(body, TransactionCommitted):

@@ -105,9 +105,21 @@ class Knowledge:
     maybe: frozenset[int] = frozenset()
     under_way: dict[int, bytes] = field(default_factory=dict)
 
-    def flushed(self) -> Knowledge:
-        """After an acknowledged flush: only the last content counts."""
-        return Knowledge({dev_id: (contents[-1],) for dev_id, contents in self.versions.items()})
+    def marks(self) -> dict[int, int]:
+        """How many versions of each device there are: to be given to `flushed`."""
+        return {dev_id: len(contents) for dev_id, contents in self.versions.items()}
+
+    def flushed(self, marks: dict[int, int]) -> Knowledge:
+        """A flush that began at `marks` is answered: what was older then no longer counts, and nothing is `maybe`."""
+        return replace(
+            self,
+            versions={dev_id: contents[marks.get(dev_id, 1) - 1 :] for dev_id, contents in self.versions.items()},
+            maybe=frozenset(),
+        )
+
+    def without(self, dev_id: int) -> Knowledge:
+        """The device is gone."""
+        return replace(self, versions={other: each for other, each in self.versions.items() if other != dev_id})
 
     def writing(self, dev_id: int, content: bytes) -> Knowledge:
         """A write that isn't answered yet."""

@@ -66,9 +66,14 @@ class Crash:
 
 @dataclass(slots=True)
 class Journal:
-    """What reached the disks so far; `watch` is called before each step, and its answer kept with it."""
+    """What reached the disks so far; `watch` is called before each step, and its answer kept with it.
+
+    Reads are steps that change nothing: crashes come before them, too. `at_flush` is called, in the flushing thread,
+    before a device of that name is flushed: a workload may go on there, while a commit is under way.
+    """
 
     watch: Callable[[], Any] = lambda: None
+    at_flush: Callable[[str], None] = lambda _: None
     steps: list[Step] = field(default_factory=list)
     note: Any = None
     _initial: dict[str, bytes] = field(default_factory=dict)
@@ -118,6 +123,11 @@ class RecordingDevice(MemoryDevice):
     def pwritev(self, parts: Sequence[Buffer], offset_bytes: int) -> None:
         self.pwrite(b"".join(parts), offset_bytes)
 
+    def pread_into(self, target: Buffer, offset_bytes: int) -> None:
+        self._journal.record(self.name, offset_bytes, b"")
+        super().pread_into(target, offset_bytes)
+
     def flush(self) -> None:
+        self._journal.at_flush(self.name)
         self._journal.record(self.name, 0, None)
         super().flush()

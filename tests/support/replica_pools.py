@@ -13,17 +13,18 @@ from contextlib import nullcontext
 from pathlib import Path
 from uuid import UUID
 
+from receiver.disks import Disks
 from replicator.blockdev.interface import BlockDevice
 from replicator.blockdev.memory import MemoryDevice
 from replicator.pool.catalogue import Catalogue
 from replicator.pool.catalogue_schema import PoolIdentity
 from replicator.pool.local import LocalPool
 from replicator.thin.check import check
+from replicator.thin.mapping import data_blocks
 from replicator.thin.metadata import PoolMetadata
 from replicator.thin.opening import open_engine
+from replicator.thin.view import PoolView
 from replicator.units import MIB
-
-from receiver.disks import Disks
 from tests.support import judges
 
 POOL_UUID = UUID("6f1c0000-0000-4000-8000-0000000000ff")
@@ -82,8 +83,17 @@ class ReplicaPool:
         self._open(after)
 
     def read(self, dev_id: int, size_bytes: int) -> bytes:
-        """What a thin device reads."""
-        return self.pool.engine.open_device(dev_id, size_bytes).pread(size_bytes, 0)
+        """What a thin device reads, by what is committed on the disks alone."""
+        view = PoolView.live(self.metadata)
+        blocks = -(-size_bytes // self.block_bytes)
+        content = bytearray(blocks * self.block_bytes)
+        for keys, values in view.mappings(view.device(dev_id).root):
+            for block, place in zip(keys.tolist(), data_blocks(values).tolist(), strict=True):
+                assert block < blocks, "mapped beyond the end"
+                begin = block * self.block_bytes
+                content[begin : begin + self.block_bytes] = self.data.pread(self.block_bytes, place * self.block_bytes)
+        assert not any(content[size_bytes:]), "the tail of the last block isn't zero"
+        return bytes(content[:size_bytes])
 
     def head(self, volume: UUID) -> bytes:
         """What the volume reads."""

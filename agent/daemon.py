@@ -1,0 +1,287 @@
+"""The publisher as a process: builds pool, socket, log and workers, lets them run, and stops them in reverse.
+
+Only wiring. The disks outlive it: the pool is the exporter's, which `connect_pool` adopts or starts; a lost connection
+is made again here, and publishing goes on from the same base.
+
+    thread      does
+    main        signals, watchdog, the pool's room, volumes that come and go
+    worker      one for each group, or volume by itself: rounds and beacons
+    socket      status, snapshot, pause, resume, stop (pool/daemons)
+
+    build   socket (one agent a pool) → pool → registration → log → workers
+    stop    workers (open transactions stay, what was sent is synced) → log → exporter, if it's ours → pool → socket
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from agent.backoff import Backoff
+from agent.clock import Clock
+from agent.config import AgentConfig
+from agent.context import Context, open_files, open_origin
+from agent.cut import points_of, published_volumes
+from agent.gather import Gatherer
+from agent.journal import Journal, notify_systemd
+from agent.ratelimit import TokenBucket
+from agent.status import document
+from agent.worker import GroupWorker, Plan, Ticket
+from replicator.errors import ConflictError, NotFoundError, ReplicatorError, UnavailableError, UsageError
+from replicator.history.names import check_label
+from replicator.log.interface import Log
+from replicator.pool.catalogue_schema import Role
+from replicator.pool.daemons import DaemonSocket
+from replicator.pool.interface import Pool
+from replicator.pool.registrations import registered
+from replicator.pool.view import CatalogueView
+
+SOCKET_NAME = "agent"
+TURN_S = 1.0
+"""Between two turns of the main thread: watchdog, dead workers, new volumes."""
+
+SAMPLE_S = 10.0
+SNAPSHOT_S = 300.0
+"""How long a cut may take to be in the log before whoever asked hears that it takes longer."""
+
+
+class PoolHolder:
+    """The pool, connected when somebody needs it; `lose` lets go of a connection that fell."""
+
+    def __init__(self, connect: Callable[[], Pool]) -> None:
+        self._connect = connect
+        self._lock = threading.Lock()
+        self._pool: Pool | None = None
+
+    def get(self) -> Pool:
+        """The pool; UnavailableError while there is none."""
+        with self._lock:
+            if self._pool is None:
+                self._pool = self._connect()
+            return self._pool
+
+    def known(self) -> Pool | None:
+        """The pool, if it is connected."""
+        return self._pool
+
+    def lose(self) -> None:
+        """The connection fell."""
+        with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.close()
+
+
+class Agent:
+    """One agent over one pool and one log."""
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        *,
+        connect_pool: Callable[[], Pool],
+        open_log: Callable[[bool], Log],
+        end_exporter: Callable[[Pool], None],
+        clock: Clock,
+        stop: Callable[[], None],
+        wake: Callable[[], None],
+        new_uuid: Callable[[], UUID],
+        chance: Callable[[], float],
+        host: str,
+        journal: Journal,
+    ) -> None:
+        self.config, self.clock = config, clock
+        self.workers: list[GroupWorker] = []
+        self._holder, self._open_log, self._end_exporter = PoolHolder(connect_pool), open_log, end_exporter
+        self._stop, self._wake = stop, wake
+        self._new_uuid, self._chance, self._host, self._journal = new_uuid, chance, host, journal
+        self._bucket = TokenBucket(config.bandwidth_bytes_s, clock.monotonic)
+        self._gatherer = Gatherer(str(config.pool), config.log)
+        self._log: Log | None = None
+        self._threads: dict[GroupWorker, threading.Thread] = {}
+        self._sampled_s = float("-inf")
+        self._is_clean = False
+
+    # -- life --------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Until a stop is asked for, or no volume is left to publish: then its error is raised (exit 4)."""
+        path = self.config.pool
+        calls = {"status": self.status, "snapshot": self.snapshot, "pause": self.pause, "resume": self.resume}
+        with ExitStack() as stack:
+            socket_calls = {**calls, "stop": self.stop}
+            stack.enter_context(DaemonSocket(path, SOCKET_NAME, socket_calls, group=self.config.socket_group))
+            stack.callback(self._holder.lose)
+            pool = self._holder.get()
+            stack.enter_context(registered("agent", path, SOCKET_NAME))
+            stack.callback(self._end_ours)
+            self._log = self._opened_log(pool.view())
+            stack.callback(self._log.close)
+            stack.callback(self._join)
+            self.plan_workers(pool.view())
+            self._journal.info("agent started", pool=str(path), log=self.config.log)
+            notify_systemd("READY=1")
+            while not self.clock.is_stopping:
+                self.turn()
+                self.clock.wait(TURN_S)
+            self._is_clean = True
+            notify_systemd("STOPPING=1")
+        self._journal.info("agent stopped")
+
+    def _opened_log(self, view: CatalogueView) -> Log:
+        """The log; made only for a pool that never published, so that an unmounted one isn't taken for new."""
+        is_new = all(view.position(each.uuid, Role.PUBLISHED) is None for each in view.volumes)
+        attempt, backoff = 0, Backoff()
+        while True:
+            try:
+                return self._open_log(is_new)
+            except UnavailableError as error:
+                attempt += 1
+                self._journal.warning("log unreachable", reason=error.message)
+                if self.clock.wait(backoff.delay_s(attempt, self._chance())):
+                    raise
+
+    def _end_ours(self) -> None:
+        """A clean stop also ends the exporter that an agent started."""
+        pool = self._holder.known()
+        if pool is not None and self._is_clean:
+            self._end_exporter(pool)
+
+    def _join(self) -> None:
+        self._stop()
+        for thread in self._threads.values():
+            thread.join()
+
+    # -- the main thread's turn --------------------------------------------------------------------------------
+
+    def turn(self) -> None:
+        """Watchdog, room, and volumes that came; ends the agent when every worker is over."""
+        now = self.clock.monotonic()
+        for worker, thread in list(self._threads.items()):
+            if worker.over is not None and not thread.is_alive():
+                self._journal.warning("publishing ended", reason=worker.over.message, mend=worker.over.mend)
+                del self._threads[worker]
+        if self.workers and not self._threads and not self.clock.is_stopping:
+            raise self.workers[0].over or ReplicatorError("every volume was deleted from the pool")
+        if all(thread.is_alive() for thread in self._threads.values()):
+            notify_systemd("WATCHDOG=1")
+        if now - self._sampled_s >= SAMPLE_S:
+            self._sampled_s = now
+            self._sample(now)
+
+    def _sample(self, now_s: float) -> None:
+        pool = self._holder.known()
+        if pool is None:
+            return
+        try:
+            self._gatherer.sample(pool, now_s)
+            self.plan_workers(pool.view())
+        except ReplicatorError as error:
+            self._journal.warning("the pool can't be looked at", reason=error.message)
+        notify_systemd(f"STATUS={self.status({})['headline']}")
+
+    def plan_workers(self, view: CatalogueView, *, start: bool = True) -> None:
+        """A worker for every group and volume that has none yet."""
+        taken = {uuid for worker in self.workers for uuid in worker.plan.members}
+        for plan in plans_of(self.config, view):
+            if not taken & set(plan.members):
+                worker = self._worker(plan)
+                self.workers.append(worker)
+                if start:
+                    name = plan.name or view.volume(plan.members[0]).name
+                    thread = threading.Thread(target=worker.run, name=f"publish {name}"[:60])
+                    self._threads[worker] = thread
+                    thread.start()
+
+    def _worker(self, plan: Plan) -> GroupWorker:
+        assert self._log is not None
+        context = Context(
+            pool=self._holder.get,
+            log=self._log,
+            files=open_files,
+            origin=open_origin,
+            clock=self.clock,
+            new_uuid=self._new_uuid,
+            host=self._host,
+            bucket=self._bucket,
+            report=lambda reason: self._journal.warning("publishing", group=plan.name, reason=reason),
+            level=self.config.level,
+            threads=self.config.threads,
+        )
+        return GroupWorker(context, plan, chance=self._chance, lose_pool=self._holder.lose)
+
+    # -- calls of the socket -----------------------------------------------------------------------------------
+
+    def status(self, _: Mapping[str, Any]) -> dict[str, Any]:
+        """The document of agent/status."""
+        facts = self._gatherer.facts(self._holder.known(), list(self.workers), self.clock.monotonic())
+        return document(facts, self.clock.now_ns(), datetime.now().astimezone().tzinfo or UTC)
+
+    def snapshot(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """A cut now, in the log when this returns; {"points": [...]}."""
+        labels = tuple(check_label(str(label)) for label in arguments.get("labels", ()))
+        workers = self._chosen(arguments)
+        tickets = [worker.request(labels) for worker in workers]
+        self._wake()
+        timeout_s = float(arguments.get("timeout_s", SNAPSHOT_S))
+        return {"points": [point for ticket in tickets for point in _points(ticket, timeout_s)]}
+
+    def pause(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """No more cuts until `resume`."""
+        for worker in self._chosen(arguments):
+            worker.pause()
+        return self.status({})
+
+    def resume(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Cuts again."""
+        for worker in self._chosen(arguments):
+            worker.resume()
+        self._wake()
+        return self.status({})
+
+    def stop(self, _: Mapping[str, Any]) -> dict[str, Any]:
+        """Ask for a clean stop; it is done when the socket is gone."""
+        self._stop()
+        return {"stopping": True}
+
+    def _chosen(self, arguments: Mapping[str, Any]) -> list[GroupWorker]:
+        """The workers of the volumes that were named, or all."""
+        names = arguments.get("volumes") or []
+        if not isinstance(names, list):
+            raise UsageError("volumes is a list of names")
+        view = self._holder.get().view()
+        wanted = {view.volume(str(name)).uuid for name in names}
+        found = [worker for worker in self.workers if not wanted or wanted & set(worker.plan.members)]
+        missing = wanted - {uuid for worker in found for uuid in worker.plan.members}
+        if missing or not found:
+            raise NotFoundError("the agent doesn't publish that volume", mend="name one that `agent status` lists")
+        return found
+
+
+def plans_of(config: AgentConfig, view: CatalogueView) -> list[Plan]:
+    """How the pool's volumes are cut: the groups first, then every other volume by itself."""
+    plans, taken = [], set()
+    for group in config.groups:
+        members = tuple(view.volume(name).uuid for name in group.volumes)
+        taken |= set(members)
+        plans.append(Plan(members, group.name, group.interval_s, config.hooks))
+    if config.groups and not config.volumes:
+        there = {each.uuid for each in view.volumes if view.position(each.uuid, Role.APPLIED) is None}
+        singles = sorted(there - taken, key=lambda each: each.int)
+    else:
+        singles = [uuid for uuid in published_volumes(view, config.volumes) if uuid not in taken]
+    return [*plans, *(Plan((uuid,), "", config.interval_s, config.hooks) for uuid in singles)]
+
+
+def _points(ticket: Ticket, timeout_s: float) -> list[dict[str, Any]]:
+    """What a ticket's round came to, as restore points."""
+    if not ticket.done.wait(timeout_s):
+        raise ConflictError(f"the cut isn't in the log after {timeout_s:g} s; it will be", mend="agent status says why")
+    if ticket.error is not None:
+        raise ticket.error
+    assert ticket.result is not None, "answered"
+    return points_of(ticket.result, ticket.labels)

@@ -1,0 +1,112 @@
+"""The facts behind `agent status`: from the workers' state, the pool's catalogue and its numbers.
+
+Called by the daemon's control socket, from another thread than the workers': everything read here is one reference, or
+a value that is replaced whole. Where the pool's owner is away the workers' own knowledge remains.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable
+from uuid import UUID
+
+from agent.meter import RoomMeter
+from agent.status import AgentFacts, Room, VolumeFacts
+from agent.worker import GroupWorker
+from replicator.errors import ReplicatorError
+from replicator.events.state import StreamState
+from replicator.pool.catalogue_schema import Position, Purpose, Role, Volume
+from replicator.pool.interface import Pool, PoolStatus
+from replicator.pool.view import CatalogueView
+
+
+class Gatherer:
+    """Remembers what the pool last said, for when it is away."""
+
+    def __init__(self, path: str, log: str) -> None:
+        self._path, self._log = path, log
+        self._view: CatalogueView | None = None
+        self._status: PoolStatus | None = None
+        self._room = RoomMeter()
+
+    def sample(self, pool: Pool, now_s: float) -> None:
+        """Look at the pool: its room, its volumes."""
+        self._status, self._view = pool.status(), pool.view()
+        self._room.add(now_s, self._status.data_free_blocks * self._status.block_bytes)
+
+    def facts(self, pool: Pool | None, workers: Iterable[GroupWorker], now_s: float) -> AgentFacts:
+        """The whole agent, now."""
+        is_away = True
+        with contextlib.suppress(ReplicatorError):
+            if pool is not None:
+                self.sample(pool, now_s)
+                is_away = False
+        status, view = self._status, self._view
+        volumes = []
+        for worker in workers:
+            tails = worker.tails()
+            for row in view.volumes if view else []:
+                if view is not None and row.uuid in worker.plan.members:
+                    changed = None if is_away or pool is None else self._has_changed(pool, view, row)
+                    volumes.append(_volume(worker, view, row, tails.get(row.uuid), changed, now_s))
+        owner = status.owner_pid if status is not None and not is_away else os.getpid()
+        room = None
+        if status is not None:
+            size = status.block_bytes
+            room = Room(status.data_free_blocks * size, status.data_blocks * size, self._room.lasts_s())
+        exporter = None if owner == os.getpid() else owner
+        return AgentFacts(self._path, self._log, os.getpid(), exporter, tuple(volumes), room)
+
+    def _has_changed(self, pool: Pool, view: CatalogueView, volume: Volume) -> bool | None:
+        """Whether the volume differs from its base; None where dirty mappings leave it open."""
+        base = _base(view, volume.uuid)
+        if base is None or self._status is None:
+            return None
+        with contextlib.suppress(ReplicatorError):
+            found = pool.facts([volume.dev_id, base[0]])
+            if len({each.root for each in found.values()}) > 1:
+                return True
+            return None if self._status.dirty_count else False
+        return None
+
+
+def _volume(
+    worker: GroupWorker,
+    view: CatalogueView,
+    row: Volume,
+    tail: StreamState | None,
+    has_changed: bool | None,
+    now_s: float,
+) -> VolumeFacts:
+    position: Position | None = view.position(row.uuid, Role.PUBLISHED)
+    opened = tail.open if tail is not None else None
+    base = _base(view, row.uuid)
+    prepared = view.prepared_of(row.uuid)
+    until = worker.equal_until.get(row.uuid) or (position.timestamp_ns if position else None)
+    return VolumeFacts(
+        row.name,
+        str(row.uuid),
+        row.created_ns,
+        worker.plan.interval_s,
+        position.timeline if position else 1,
+        position.number if position else 0,
+        until,
+        worker.last_success_ns,
+        worker.failure,
+        worker.paused_since_ns,
+        prepared.number if prepared else None,
+        opened.counts.chunks if opened else 0,
+        worker.meter.total_bytes,
+        worker.meter.rate_bytes_s(now_s),
+        has_changed,
+        base[0] if base else None,
+        base[1] if base else None,
+        worker.plan.name,
+    )
+
+
+def _base(view: CatalogueView, volume: UUID) -> tuple[int, int] | None:
+    """dev_id and instant of the snapshot that the next delta stands on."""
+    found = view.snapshots_of(volume, Purpose.BASE)
+    return (found[-1].dev_id, found[-1].timestamp_ns) if found else None

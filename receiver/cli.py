@@ -1,0 +1,137 @@
+"""`replicator receiver`: run, status, stop, verify.
+
+Added to the command line by the entry point `receiver` of `replicator.commands`. Modules are imported by the command
+that needs them, so that help is there at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from replicator.cli.places import POOL
+from replicator.cli.show import SIZE, json_option, print_json
+
+if TYPE_CHECKING:
+    from receiver.config import ReceiverConfig
+
+STOP_S = 300.0
+"""How long `receiver stop` waits: an event under way, and its pool's last commit."""
+
+_POOL = click.argument("pool", type=POOL)
+
+
+def commands() -> list[click.Command]:
+    """The groups that this package adds to the command line."""
+    return [receiver]
+
+
+@click.group()
+def receiver() -> None:
+    """The replica host: follow, apply, and how far behind.
+
+    \b
+    replicator receiver run POOL --log LOG
+    replicator receiver status POOL
+    """
+
+
+@receiver.command()
+@click.argument("pool", type=POOL, required=False)
+@click.option("--log", "log", help="The log to follow: a directory, or a URL.")
+@click.option("--volume", "volumes", multiple=True, metavar="NAME", help="Only this volume; may come again.")
+@click.option("--apply-commit-bytes", type=SIZE, help="Apply larger transactions in steps of this size (1GiB).")
+@click.option("--group", "socket_group", help="Unix group that may use the sockets.")
+@click.option("--config", "config_path", type=click.Path(path_type=Path), help="A TOML file; flags win over it.")
+@click.option("--once", is_flag=True, help="Apply what is there, and exit.")
+@json_option
+def run(once: bool, as_json: bool, **flags: Any) -> None:
+    """Follow a log into a replica pool until stopped.
+
+    \b
+    replicator receiver run /srv/replica --log /mnt/log
+    replicator receiver run --config /etc/replicator/receiver.toml
+    """
+    from receiver.running import catch_up, run_receiver
+
+    config = _config(flags)
+    if not once:
+        run_receiver(config)
+        return
+    volumes = catch_up(config)
+    if as_json:
+        print_json(volumes)
+    for each in () if as_json else volumes:
+        click.echo(f"{each['volume']}: @{each['number']}, {each['headline']}")
+
+
+def _config(flags: dict[str, Any]) -> ReceiverConfig:
+    """The file's configuration, under what the flags say."""
+    from dataclasses import replace
+
+    from receiver.config import ReceiverConfig, load_config
+    from replicator.errors import UsageError
+
+    path = flags.pop("config_path")
+    given = {name: value for name, value in flags.items() if value not in (None, ())}
+    if path is not None:
+        return replace(load_config(path), **given)
+    if "pool" not in given or "log" not in given:
+        raise UsageError("a receiver needs a pool and a log", mend="POOL --log LOG, or --config FILE")
+    return ReceiverConfig(**given)
+
+
+@receiver.command()
+@_POOL
+@json_option
+def status(pool: Path, as_json: bool) -> None:
+    """How far behind each replica is, since when, and what mends it; worst first."""
+    from receiver.running import ask_receiver, local_zone
+    from receiver.status import lines_of
+
+    found = ask_receiver(pool, "status")
+    if as_json:
+        print_json(found)
+    for line in () if as_json else lines_of(found, local_zone()):
+        click.echo(line)
+
+
+@receiver.command()
+@_POOL
+@json_option
+def stop(pool: Path, as_json: bool) -> None:
+    """Stop the receiver, and the exporter that it started; returns when it is gone."""
+    from receiver.running import stop_receiver
+
+    found = stop_receiver(pool, STOP_S)
+    if as_json:
+        print_json({"stopped": True, **found})
+    else:
+        click.echo(f"the receiver of {pool} has stopped")
+
+
+@receiver.command()
+@_POOL
+@click.option("--log", "log", required=True, help="The log to compare with.")
+@click.argument("points", nargs=-1, metavar="[VOLUME@POINT]...")
+@json_option
+def verify(pool: Path, log: str, points: tuple[str, ...], as_json: bool) -> None:
+    """Read restore points again, and compare every chunk with the log; exit 3 where one differs.
+
+    \b
+    replicator receiver verify /srv/replica --log /mnt/log
+    replicator receiver verify /srv/replica --log /mnt/log vm1@latest
+    """
+    from receiver.running import require_equal, tell_progress
+    from receiver.running import verify as verify_points
+
+    found: dict[str, Any] = verify_points(pool, log, points, tell_progress)
+    if as_json:
+        print_json(found)
+    for each in () if as_json else found["points"]:
+        word = "equal" if each["equal"] else "DIFFERS"
+        unknown = f", {each['chunks_unknown']} unknown (trimmed)" if each["chunks_unknown"] else ""
+        click.echo(f"{each['volume']}@{each['number']}: {word}, {each['chunks_compared']} chunks compared{unknown}")
+    require_equal(found)

@@ -1,0 +1,104 @@
+"""Retires materialised points of a replica by the policy: snapshots go, the points stay, as folds of the log.
+
+Run beside the followers, a round now and then. What is retired is hidden first, in one switch, and deleted afterwards,
+a switch each, so that no commit grows with their number; a point that somebody reads is shown again, and left alone for
+some rounds.
+
+    dies …                     on disk                              next round
+    after hiding               hidden points                        deletes them
+    between two deletes        the others hidden                    deletes them
+
+Invariants
+  R1  What history/retention lets stay is never hidden; what is leased is never deleted (the pool refuses it).
+  R2  A round hides and deletes at most ROUND_POINTS points, the densest first.
+  R3  Staging snapshots aren't points: their follower ends them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from receiver.apply import metadata_used
+from replicator.errors import ConflictError
+from replicator.history.points import RestorePoint
+from replicator.history.retention import RetentionPolicy, to_retire
+from replicator.pool.catalogue_schema import Purpose, Snapshot
+from replicator.pool.changes import End, Put
+from replicator.pool.interface import Pool, Switch
+from replicator.pool.view import CatalogueView
+
+ROUND_POINTS = 32
+"""Each delete walks a mapping tree, beside which the followers' commits have to wait."""
+
+_LEFT_ALONE_ROUNDS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What a round did: dev_ids that were hidden, and deleted; those that were in use; how full the metadata is."""
+
+    hidden: tuple[int, ...]
+    deleted: tuple[int, ...]
+    in_use: tuple[int, ...]
+    metadata_used: float
+
+
+class Retainer:
+    """Keeps a pool's points to `policy`; for one thread."""
+
+    def __init__(self, policy: RetentionPolicy, clock_ns: Callable[[], int]) -> None:
+        self._policy, self._clock_ns = policy, clock_ns
+        self._in_use: dict[int, int] = {}
+
+    def round(self, pool: Pool) -> Round:
+        """Hide what is due, and delete what is hidden."""
+        self._in_use = {dev_id: rounds - 1 for dev_id, rounds in self._in_use.items() if rounds > 1}
+        used = metadata_used(pool.status())
+        due = self._due(pool.view(), used)[:ROUND_POINTS]
+        if due:
+            pool.switch(Switch(changes=tuple(Put(replace(each, hidden=True)) for each in due)))
+        deleted, in_use = [], []
+        for snapshot in _hidden(pool.view())[:ROUND_POINTS]:
+            if self._delete(pool, snapshot):
+                deleted.append(snapshot.dev_id)
+            else:
+                in_use.append(snapshot.dev_id)
+        return Round(tuple(each.dev_id for each in due), tuple(deleted), tuple(in_use), used)
+
+    def _due(self, view: CatalogueView, used: float) -> list[Snapshot]:
+        """The snapshots that retire now, densest first."""
+        found: list[Snapshot] = []
+        for volume in view.volumes:
+            points = [self._point(each) for each in view.snapshots_of(volume.uuid, Purpose.POINT) if each.number]
+            for point in to_retire(points, self._clock_ns(), self._policy, used):
+                assert point.dev_id is not None
+                found.append(view.snapshot(point.dev_id))
+        return found
+
+    def _point(self, snapshot: Snapshot) -> RestorePoint:
+        return snapshot.restore_point(leased=snapshot.dev_id in self._in_use)
+
+    def _delete(self, pool: Pool, snapshot: Snapshot) -> bool:
+        """Delete one hidden point; False where somebody reads it."""
+        try:
+            pool.switch(Switch(changes=(End(Snapshot, (snapshot.dev_id,)),), delete=(snapshot.dev_id,)))
+        except ConflictError:
+            self._in_use[snapshot.dev_id] = _LEFT_ALONE_ROUNDS
+            if not _is_left_head(pool.view(), snapshot):
+                pool.switch(Switch(changes=(Put(replace(snapshot, hidden=False)),)))
+            return False
+        return True
+
+
+def _hidden(view: CatalogueView) -> list[Snapshot]:
+    """Points that are being deleted (R3)."""
+    return [each for each in view.snapshots if each.hidden and each.purpose is Purpose.POINT]
+
+
+def _is_left_head(view: CatalogueView, snapshot: Snapshot) -> bool:
+    """Whether it was a head before, and is no point: another snapshot may have its number, or none."""
+    return not snapshot.number or any(
+        each.number == snapshot.number and each.timeline == snapshot.timeline and each.dev_id != snapshot.dev_id
+        for each in view.snapshots_of(snapshot.volume, Purpose.POINT)
+    )

@@ -1,0 +1,156 @@
+"""From the command line to a running receiver: signals, clocks, chance, and the pool's owner are put in here.
+
+The rim: everything that the daemon is passed is made here, from the real machine.
+
+    command   a receiver runs                   none runs
+    run       refused by its socket: exit 4     builds one, and runs it
+    --once    the same                          opens the pool (or asks its owner), applies what is there, closes it
+    status    asks it                           NotFoundError, with the command that starts one
+    verify    reads beside it                   reads the pool itself
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from datetime import datetime, tzinfo
+from pathlib import Path
+from typing import Any
+
+import click
+
+from receiver.config import ReceiverConfig
+from receiver.daemon import SOCKET_NAME, Receiver, Surroundings
+from receiver.errors import VerifyError
+from receiver.patience import StopWaiter
+from receiver.verification import document, remember, verify_points, wanted_points
+from replicator.errors import ConflictError, NotFoundError, UnavailableError
+from replicator.exporter.journal import Journal
+from replicator.exporter.supervise import connect
+from replicator.log.opening import open_log
+from replicator.pool.daemons import ANSWER_S, ask
+from replicator.pool.interface import Pool
+from replicator.pool.opening import open_pool, require_pool
+from replicator.pool.reading import read_pool
+from replicator.pool.remote import RemotePool
+from replicator.pool.sockets import connect as connect_socket
+
+OURS = "receiver"
+_STEP_S = 0.05
+
+
+def local_zone() -> tzinfo:
+    """This machine's."""
+    zone = datetime.now().astimezone().tzinfo
+    assert zone is not None
+    return zone
+
+
+def run_receiver(config: ReceiverConfig) -> None:
+    """Run until SIGTERM, SIGINT, or `receiver stop`."""
+    require_pool(config.pool)
+    around = _around(config, lambda: connect(config.pool, started_by=OURS, group=config.socket_group))
+    with stopped_by_signals(around.waiter.stop):
+        Receiver(config, around).run()
+
+
+def catch_up(config: ReceiverConfig) -> list[dict[str, Any]]:
+    """Apply what the log has now; the volumes' lines of the status afterwards."""
+    require_pool(config.pool)
+    if is_running(config.pool):
+        raise ConflictError(
+            f"a receiver runs for {config.pool} already", mend=f"replicator receiver stop {config.pool}"
+        )
+    around = _around(config, lambda: open_pool(config.pool, role=OURS))
+    with stopped_by_signals(around.waiter.stop):
+        return Receiver(config, around).catch_up()
+
+
+def _around(config: ReceiverConfig, connect_pool: Callable[[], Pool]) -> Surroundings:
+    return Surroundings(
+        connect_pool=connect_pool,
+        open_log=lambda: open_log(config.log),
+        waiter=StopWaiter(),
+        clock_ns=time.time_ns,
+        chance=random.Random().random,
+        journal=Journal(sys.stderr, time.time_ns),
+        zone=local_zone(),
+        end_owner=end_ours,
+    )
+
+
+def end_ours(pool: Pool) -> None:
+    """Stop the exporter behind `pool`, if a receiver started it."""
+    if isinstance(pool, RemotePool) and pool.owner.started_by == OURS:
+        pool.stop()
+
+
+@contextmanager
+def stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
+    """SIGTERM and SIGINT call `stop` while the block lasts."""
+    before = {number: signal.signal(number, lambda *_: stop()) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def is_running(pool: Path) -> bool:
+    """Whether a receiver listens beside the pool."""
+    try:
+        connect_socket(pool, SOCKET_NAME, ANSWER_S).close()
+    except UnavailableError:
+        return False
+    return True
+
+
+def ask_receiver(pool: Path, method: str) -> dict[str, Any]:
+    """The running receiver's answer; NotFoundError where none runs."""
+    require_pool(pool)
+    if not is_running(pool):
+        mend = f"replicator receiver run {pool} --log LOG"
+        raise NotFoundError(f"no receiver runs for {pool}: nothing is applied", mend=mend)
+    return ask(pool, SOCKET_NAME, method)
+
+
+def stop_receiver(pool: Path, wait_s: float) -> dict[str, Any]:
+    """Ask it to stop, and wait until it is gone."""
+    answer = ask_receiver(pool, "stop")
+    end = time.monotonic() + wait_s
+    while is_running(pool):
+        if time.monotonic() >= end:
+            raise UnavailableError(f"the receiver of {pool} still runs after {wait_s:.0f} s (pid {answer.get('pid')})")
+        time.sleep(_STEP_S)
+    return answer
+
+
+def verify(path: Path, log_text: str, named: Sequence[str], tell: Callable[[str], None]) -> dict[str, object]:
+    """Verify these points; what they came to. VerifyError is raised by `require_equal`."""
+    zone = local_zone()
+    with closing(open_log(log_text)) as log, read_pool(path, role="verify") as reader:
+        points = wanted_points(reader.view(), named, time.time_ns(), zone)
+        verified = verify_points(reader, log, points, tell)
+        found = document(verified, reader.view(), path)
+    if any(each.is_equal for each in verified):
+        with closing(open_pool(path, role="verify")) as pool:
+            remember(pool, verified, time.time_ns())
+    return found
+
+
+def require_equal(found: dict[str, Any]) -> None:
+    """VerifyError for the first point that differs."""
+    for each in found["points"]:
+        if not each["equal"]:
+            point = f"{each['volume']}@{each['number']}"
+            raise VerifyError(point, each["differing"], each["chunks_differing"])
+
+
+def tell_progress(line: str) -> None:
+    """On stderr, where somebody looks."""
+    if sys.stderr.isatty():
+        click.echo(line, err=True)

@@ -1,0 +1,135 @@
+"""What a receiver says of itself: facts of its followers and its pool -> verdicts -> one document, and its text.
+
+The first line answers how far behind the replica is, and since when; then a line per volume, worst first, with what
+mends it. Pure: the daemon gathers the facts, `now_ns` comes from its clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import tzinfo
+from typing import Any
+
+from receiver.facts import Patience, Progress, replica_facts
+from receiver.retain import Round
+from replicator.history.points import NS_PER_S, format_instant
+from replicator.history.protection import Severity, Verdict, judge_replica, overall, worst_first
+from replicator.history.retention import RetentionPolicy
+from replicator.units import format_duration
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What the daemon knows besides its followers: names, ids, the last retention round, troubles of its own."""
+
+    pool: str
+    log: str
+    pid: int
+    exporter_pid: int
+    started_ns: int
+    patience: Patience
+    policy: RetentionPolicy
+    verified: Mapping[str, tuple[int, int]]
+    last_round: Round | None = None
+    troubles: tuple[str, ...] = ()
+
+
+def report(progresses: Sequence[Progress], standing: Standing, now_ns: int, zone: tzinfo) -> dict[str, Any]:
+    """The document that `receiver status --json` prints, and `replicator status` shows."""
+    judged = [(each, judge_replica(replica_facts(each, standing.patience, now_ns), now_ns)) for each in progresses]
+    order = {id(verdict): place for place, verdict in enumerate(worst_first(verdict for _, verdict in judged))}
+    judged.sort(key=lambda pair: order[id(pair[1])])
+    severity = overall([verdict for _, verdict in judged])
+    if standing.troubles:
+        severity = max(severity, Severity.WARNING)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "kind": "receiver",
+        "pid": standing.pid,
+        "exporter_pid": standing.exporter_pid,
+        "pool": standing.pool,
+        "log": standing.log,
+        "started_ns": standing.started_ns,
+        "now_ns": now_ns,
+        "severity": int(severity),
+        "headline": _headline([verdict for _, verdict in judged], standing, now_ns, zone),
+        "volumes": [_volume(each, verdict, standing, now_ns, zone) for each, verdict in judged],
+        "metadata_used": standing.last_round.metadata_used if standing.last_round else None,
+        "notes": _notes(standing),
+    }
+
+
+def _headline(verdicts: list[Verdict], standing: Standing, now_ns: int, zone: tzinfo) -> str:
+    if standing.troubles:
+        return standing.troubles[0]
+    if not verdicts:
+        return f"the log {standing.log} has no volumes yet"
+    worst = worst_first(verdicts)[0]
+    if len(verdicts) == 1 or worst.severity > Severity.WELL:
+        return f"{worst.volume} {worst.headline(now_ns, zone)}"
+    return f"{len(verdicts)} volumes, the worst: {worst.volume} {worst.headline(now_ns, zone)}"
+
+
+def _volume(progress: Progress, verdict: Verdict, standing: Standing, now_ns: int, zone: tzinfo) -> dict[str, Any]:
+    newest, complete = progress.newest_ns, progress.complete_to_ns
+    verified = standing.verified.get(str(progress.volume))
+    return {
+        "volume": progress.name,
+        "uuid": str(progress.volume),
+        "state": str(verdict.state),
+        "severity": int(verdict.severity),
+        "headline": verdict.headline(now_ns, zone),
+        "mend": verdict.mend,
+        "activity": str(progress.activity),
+        "timeline": progress.timeline,
+        "number": progress.number,
+        "newest_ns": newest,
+        "newest_age_s": _age_s(newest, now_ns),
+        "complete_to_ns": complete,
+        "behind_s": _age_s(complete, now_ns),
+        "agent_alive_at_ns": progress.alive_at_ns,
+        "waiting_count": progress.waiting_count,
+        "size_bytes": progress.size_bytes,
+        "staged_chunks": progress.staged_chunks,
+        "skipped": asdict(progress.skipped),
+        "verified_number": verified[0] if verified else None,
+        "verified_ns": verified[1] if verified else None,
+        "error": progress.failure.reason if progress.failure else None,
+    }
+
+
+def _notes(standing: Standing) -> list[str]:
+    notes = list(standing.troubles)
+    if standing.last_round and standing.last_round.metadata_used >= standing.policy.pressure_fraction:
+        used = f"{standing.last_round.metadata_used:.0%} of the pool's metadata is in use"
+        notes.append(f"{used}: restore points are spaced out (replicator pool grow POOL --metadata +SIZE)")
+    return notes
+
+
+def _age_s(timestamp_ns: int | None, now_ns: int) -> float | None:
+    return None if timestamp_ns is None else max(0, now_ns - timestamp_ns) / NS_PER_S
+
+
+def lines_of(document: Mapping[str, Any], zone: tzinfo) -> list[str]:
+    """The same for people."""
+    lines = [str(document["headline"])]
+    for each in document["volumes"]:
+        lines.append(f"  {each['volume']}: {each['headline']}")
+        if each["newest_ns"] is not None:
+            newest = f"newest point @{each['number']} of {format_instant(each['newest_ns'], zone)}"
+            age = format_duration(each["newest_age_s"])
+            complete = format_instant(each["complete_to_ns"], zone) if each["complete_to_ns"] else "unknown"
+            lines.append(f"    {newest}, {age} old; complete to {complete}")
+        lines.append(f"    {_verified_text(each, zone)}; {each['activity']}")
+        if each["mend"]:
+            lines.append(f"    mend: {each['mend']}")
+    return [*lines, *(f"  note: {note}" for note in document["notes"])]
+
+
+def _verified_text(volume: Mapping[str, Any], zone: tzinfo) -> str:
+    if volume["verified_ns"] is None:
+        return "never verified"
+    return f"@{volume['verified_number']} verified {format_instant(volume['verified_ns'], zone)}"

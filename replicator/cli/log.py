@@ -1,0 +1,240 @@
+"""`replicator log`: what a log holds: list its volumes, show a volume's events, verify every byte.
+
+Over log/opening and repository/verify.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from replicator.cli.show import json_option, print_json, print_table, progress, size_text
+from replicator.errors import DamageError, FormatError
+
+if TYPE_CHECKING:
+    from replicator.events.codec import Event
+    from replicator.log.interface import Log
+    from replicator.repository.verify import Verified
+
+
+@click.group()
+def log() -> None:
+    """List, show and verify what a log holds.
+
+    \b
+    replicator log list /mnt/log
+    replicator log verify /mnt/log
+    """
+
+
+@log.command("list")
+@click.argument("url", metavar="LOG")
+@json_option
+def list_log(url: str, as_json: bool) -> None:
+    """The volumes of a log: who publishes them, and how far.
+
+    \b
+    replicator log list /mnt/log --json
+    """
+    from replicator.log.opening import open_log
+
+    opened = open_log(url)
+    try:
+        documents = [_volume_document(opened, entry) for entry in opened.volumes()]
+    finally:
+        opened.close()
+    if as_json:
+        print_json(documents)
+        return
+    rows = [
+        (
+            d["volume"],
+            d["host"],
+            size_text(d["size_bytes"]),
+            d["timeline"],
+            d["number"],
+            d["sequence"],
+            d["alive_at"] or "",
+        )
+        for d in documents
+    ]
+    print_table(("VOLUME", "HOST", "SIZE", "TIMELINE", "POINT", "EVENTS", "ALIVE AT"), rows)
+
+
+def _volume_document(opened: Log, entry: Any) -> dict[str, Any]:
+    from replicator.events.state import Life
+
+    timelines = opened.timelines(entry.volume)
+    state = opened.reader(entry.volume, entry.timeline).tail()
+    try:
+        beacon = opened.read_beacon(entry.volume)
+    except FormatError:
+        beacon = None
+    return {
+        "volume": entry.name,
+        "uuid": str(entry.volume),
+        "host": entry.host,
+        "size_bytes": state.size_bytes,
+        "timeline": entry.timeline,
+        "timelines": timelines,
+        "number": state.committed.number if state.committed else 0,
+        "sequence": state.sequence,
+        "epoch": state.epoch,
+        "open_number": state.open.number if state.open else None,
+        "deleted": state.life is Life.DELETED,
+        "timestamp": _iso(state.timestamp_ns),
+        "alive_at": _iso(beacon.alive_at_ns) if beacon else None,
+    }
+
+
+def _iso(timestamp_ns: int) -> str:
+    from datetime import UTC, datetime
+
+    return datetime.fromtimestamp(timestamp_ns / 1e9, UTC).isoformat()
+
+
+@log.command("show")
+@click.argument("url", metavar="LOG")
+@click.argument("volume")
+@click.option("--timeline", type=int, help="That one; default: the newest.")
+@click.option("--from", "begin", type=int, default=1, help="From that event on.")
+@json_option
+def show_log(url: str, volume: str, timeline: int | None, begin: int, as_json: bool) -> None:
+    """A volume's events, oldest first, without their data.
+
+    \b
+    replicator log show /mnt/log vm1
+    replicator log show /mnt/log vm1 --from 1000 --json
+    """
+    from replicator.log.opening import open_log
+    from replicator.repository.source import Source
+
+    with Source(url, log=open_log(url)) as source:
+        assert source.log is not None
+        found = source.volume(volume)
+        number = timeline or max(source.log.timelines(found.uuid), default=1)
+        reader = source.log.reader(found.uuid, number)
+        events = reader.read(max(begin, reader.start().sequence + 1))
+        if as_json:
+            print_json([_event_document(event) for event in events])
+            return
+        for event in events:
+            header = event.header
+            click.echo(f"{number}:{header.sequence:<8} {type(event.body).__name__:<21} {_event_text(event)}")
+
+
+def _event_document(event: Event) -> dict[str, Any]:
+    header = event.header
+    return {
+        "sequence": header.sequence,
+        "type": type(event.body).__name__,
+        "timeline": header.timeline,
+        "epoch": header.epoch,
+        "number": header.number,
+        "bytes": len(event.encoded),
+        "digest": event.digest.hex(),
+        "body": _body_facts(event),
+    }
+
+
+def _body_facts(event: Event) -> dict[str, Any]:
+    """What an event says; of chunks how many, and which."""
+    from dataclasses import fields, is_dataclass
+
+    from replicator.events.chunks import ChunksDiscarded, ChunksWritten, ChunksZeroed
+
+    body = event.body
+    if isinstance(body, ChunksWritten):
+        counts = body.counts
+        return {
+            "chunks": body.chunk_count,
+            "pages": counts.written_pages,
+            "stored_bytes": counts.stored_bytes,
+            "first": body.first_chunk,
+            "end": body.end_chunk,
+        }
+    if isinstance(body, ChunksDiscarded | ChunksZeroed):
+        return {"chunks": body.chunk_count, "runs": len(body.table), "first": body.first_chunk, "end": body.end_chunk}
+    assert is_dataclass(body)
+    return {each.name: _plain(getattr(body, each.name)) for each in fields(body)}
+
+
+def _plain(value: Any) -> Any:
+    from dataclasses import asdict, is_dataclass
+    from enum import Enum
+
+    if isinstance(value, Enum):
+        return value.name.lower()
+    if isinstance(value, bytes):
+        return value.hex()
+    if is_dataclass(value) and not isinstance(value, type):
+        return {name: _plain(each) for name, each in asdict(value).items()}
+    return value
+
+
+def _event_text(event: Event) -> str:
+    shown = []
+    for name, value in _body_facts(event).items():
+        if name.endswith("timestamp_ns") and isinstance(value, int):
+            shown.append(_iso(value))
+        elif value not in (None, (), [], ""):
+            shown.append(f"{name} {value}")
+    return ", ".join(shown)
+
+
+@log.command("verify")
+@click.argument("url", metavar="LOG")
+@click.argument("volume", required=False)
+@json_option
+def verify_log(url: str, volume: str | None, as_json: bool) -> None:
+    """Read every segment: checksums, chain, indexes, frames. Exit 3 names what is damaged.
+
+    \b
+    replicator log verify /mnt/log
+    replicator log verify /mnt/log vm1 --json
+    """
+    from replicator.log.opening import open_log
+    from replicator.repository.source import Source
+    from replicator.repository.verify import verify_volume
+
+    with Source(url, log=open_log(url)) as source:
+        assert source.log is not None
+        volumes = [source.volume(volume)] if volume else source.volumes()
+        found = []
+        for each in volumes:
+            with progress(f"verifying {each.name}", 0) as done:
+                found.append((each.name, verify_volume(source.log, each.uuid, done)))
+    damaged = sum(len(verified.findings) for _, verified in found)
+    if as_json:
+        print_json({"damaged": damaged, "volumes": [_verified_document(name, verified) for name, verified in found]})
+    else:
+        for name, verified in found:
+            _print_verified(name, verified)
+    if damaged:
+        raise DamageError(f"{url}: {damaged} findings", mend="put what is damaged back from another copy of the log")
+
+
+def _verified_document(name: str, verified: Verified) -> dict[str, Any]:
+    return {
+        "volume": name,
+        "uuid": str(verified.volume),
+        "events": verified.event_count,
+        "parts": verified.part_count,
+        "transactions": verified.transaction_count,
+        "stored_bytes": verified.stored_bytes,
+        "findings": [
+            {"timeline": each.timeline, "sequence": each.sequence, "message": each.message}
+            for each in verified.findings
+        ],
+    }
+
+
+def _print_verified(name: str, verified: Verified) -> None:
+    word = f"{len(verified.findings)} findings" if verified.findings else "clean"
+    click.echo(
+        f"{name}: {word}: {verified.transaction_count} transactions, {verified.event_count} events in"
+        f" {verified.part_count} parts, {size_text(verified.stored_bytes)}"
+    )
+    for each in verified.findings:
+        click.echo(f"  timeline {each.timeline}, from event {each.sequence}: {each.message}")

@@ -1,0 +1,320 @@
+"""Restoring a point to a file, a device or stdout: plan, guards, copy, read back.
+
+The last station: a PointDisk comes in (point), a Target that was allowed (guards) is written (target), progress is kept
+beside it (resume). Reading, decompressing, hashing and writing go on in a few threads, a piece each.
+
+A file is written under another name, .NAME.restoring, and takes its own at the end: whatever fails on the way, what
+stood at the target is as it was.
+
+    what a crash leaves, line by line      FILE        .NAME.restoring               next `restore` of the same point
+    before anything is written             as it was   none                          begins
+    made, no state yet                     as it was   empty                         begins
+    state written (done 0)                 as it was   empty                         goes on at 0
+    cut to what is done, length given      as it was   zeros beyond what is done     goes on at done
+    pieces written                         as it was   some beyond what is done      goes on at done, cut to it first
+    flushed, state not yet replaced        as it was   more done than the state says goes on at the older done
+    all flushed, read back                 as it was   complete                      reads back again
+    renamed                                complete    none                          refused as not empty
+    state removed                          complete    none                          refused as not empty
+
+A device is written in place, after its guards, and isn't cut: what it has beyond `done` is overwritten, zeros
+included. A failed restore leaves the state, so that another one of the same point goes on.
+
+Invariants
+  E1  Before every refusal nothing was written.
+  E2  In memory: 2 pieces a thread, and 16 bytes a piece of what was written.
+  E3  When it returns, the target was synced, read back, and equal by the xxh3-128 of every piece (not of streams).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from replicator.errors import DamageError
+from replicator.events.digests import digest128
+from replicator.history.plan import SnapshotBase
+from replicator.repository.guards import Machine, Target, TargetKind, inspect_target
+from replicator.repository.point import DATA, PointDisk
+from replicator.repository.resume import (
+    RestoreState,
+    drop_state,
+    partial_path,
+    read_state,
+    state_of,
+    state_path,
+    write_state,
+)
+from replicator.repository.source import OpenedPoint
+from replicator.repository.target import PlacedWriter, StreamWriter, Writer, open_placed, take_name
+from replicator.units import CHUNK_BYTES, GIB, MIB, PAGE_BYTES
+
+PIECE_BYTES = MIB
+"""Read, hashed and written at once: sixteen chunks, four frames."""
+
+CHECKPOINT_BYTES = GIB
+"""How much an interruption costs at most; each one is a sync."""
+
+THREADS_DEFAULT = 4
+"""Two cores decompress and hash, the others wait for disks (measured: more gain nothing)."""
+
+_LOOK_BYTES = GIB  # how far ahead runs are asked for at once; whole pieces
+_DIGEST_BYTES = 16
+Progress = Callable[[int], None]
+
+
+class OpenWriter(Protocol):
+    """Opens what is written to (target.open_placed)."""
+
+    def __call__(self, path: Path, *, create: bool = False) -> PlacedWriter: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreSettings:
+    """What bounds a restore; `piece_bytes` are whole chunks, `checkpoint_bytes` whole pieces."""
+
+    threads: int = THREADS_DEFAULT
+    piece_bytes: int = PIECE_BYTES
+    checkpoint_bytes: int = CHECKPOINT_BYTES
+    open_writer: OpenWriter = open_placed
+
+    def __post_init__(self) -> None:
+        assert self.piece_bytes % CHUNK_BYTES == 0 and self.checkpoint_bytes % self.piece_bytes == 0
+
+
+@dataclass(frozen=True, slots=True)
+class RestorePlan:
+    """What a restore would do, and what speaks against it."""
+
+    opened: OpenedPoint
+    target: Target
+    overwrite: bool
+    resumes_at: int = 0
+
+    @property
+    def base(self) -> str:
+        """What is read first, for people."""
+        base = self.opened.plan.base
+        return f"snapshot @{base.revision}" if isinstance(base, SnapshotBase) else "nothing (zeros)"
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreReport:
+    """What a restore did."""
+
+    written_bytes: int
+    resumed_at_bytes: int
+    verified: bool
+
+
+def plan_restore(
+    opened: OpenedPoint, to: str, *, overwrite: bool = False, own: tuple[Path, ...] = (), machine: Machine | None = None
+) -> RestorePlan:
+    """What restoring `opened` to `to` would do; nothing is written."""
+    size = opened.disk.size_bytes
+    if to == "-":
+        return RestorePlan(opened, Target(Path("-"), TargetKind.STREAM, size), overwrite)
+    path = Path(to).resolve()
+    earlier = _earlier(opened, path)
+    target = inspect_target(to, size, overwrite=overwrite, resumes=earlier is not None, own=own, machine=machine)
+    return RestorePlan(opened, target, overwrite, earlier.done_bytes if earlier else 0)
+
+
+def _earlier(opened: OpenedPoint, path: Path) -> RestoreState | None:
+    """The state of an interrupted restore of the same point to the same target."""
+    state, placed = read_state(state_path(path)), _placed(path)
+    if state is None or not placed.exists() or not state.is_of(state_of(opened, placed)):
+        return None
+    return state
+
+
+def _placed(path: Path) -> Path:
+    """What is written to: a device itself, a file under another name."""
+    return path if path.is_block_device() else partial_path(path)
+
+
+def restore(
+    plan: RestorePlan, progress: Progress = lambda _: None, settings: RestoreSettings | None = None
+) -> RestoreReport:
+    """Do what was planned; ConflictError, with nothing written, where something speaks against it (E1)."""
+    settings = settings or RestoreSettings()
+    plan.target.require_allowed()
+    if plan.target.kind is TargetKind.STREAM:
+        return to_stream(plan.opened.disk, StreamWriter(), progress, settings)
+    placed = _placed(plan.target.path)
+    with closing(settings.open_writer(placed, create=plan.target.kind is not TargetKind.DEVICE)) as writer:
+        report = _to_place(plan, writer, placed, progress, settings)
+        if plan.target.kind is not TargetKind.DEVICE:
+            take_name(placed, plan.target.path)
+    drop_state(state_path(plan.target.path))
+    return report
+
+
+def _to_place(
+    plan: RestorePlan, writer: PlacedWriter, placed: Path, progress: Progress, settings: RestoreSettings
+) -> RestoreReport:
+    disk, kept = plan.opened.disk, state_path(plan.target.path)
+    size, begin = disk.size_bytes, plan.resumes_at
+    state = replace(state_of(plan.opened, placed), done_bytes=begin)
+    write_state(kept, state)
+    writer.cut(begin, size)
+    with _Copy(disk, writer, begin, settings) as copy:
+        for at in range(begin, size, settings.checkpoint_bytes):
+            end = min(at + settings.checkpoint_bytes, size)
+            copy.copy(at, end, progress)
+            writer.flush()
+            state = replace(state, done_bytes=end)
+            write_state(kept, state)
+        copy.verify(writer)
+    return RestoreReport(copy.written_bytes, begin, True)
+
+
+class _Copy:
+    """Pieces on their way from a disk to a place, in threads, bounded (E2)."""
+
+    def __init__(self, disk: PointDisk, writer: PlacedWriter, begin: int, settings: RestoreSettings) -> None:
+        self._disk, self._writer, self._begin = disk, writer, begin
+        self._threads, self._piece_bytes = settings.threads, settings.piece_bytes
+        self._executor = ThreadPoolExecutor(settings.threads, "restore")
+        self._digests = bytearray(-(-(disk.size_bytes - begin) // self._piece_bytes) * _DIGEST_BYTES)
+        self._zeros = digest128(bytes(self._piece_bytes))
+        self.written_bytes = 0
+
+    def __enter__(self) -> _Copy:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._executor.shutdown(cancel_futures=True)
+
+    def copy(self, begin: int, end: int, progress: Progress) -> None:
+        """Everything in [begin, end), written and hashed."""
+        pending: deque[Future[tuple[int, bytes, int]]] = deque()
+        for at, length, has_data in pieces(self._disk, begin, end, self._piece_bytes):
+            if has_data:
+                pending.append(self._executor.submit(self._piece, at, length))
+                if len(pending) >= 2 * self._threads:
+                    self._done(pending.popleft(), progress)
+            else:
+                self._writer.zero(at, length)
+                self._note(at, self._zeros if length == self._piece_bytes else digest128(bytes(length)))
+        while pending:
+            self._done(pending.popleft(), progress)
+        progress(end)
+
+    def _piece(self, at: int, length: int) -> tuple[int, bytes, int]:
+        buffer = bytearray(length)
+        self._disk.pread_into(buffer, at)
+        return at, digest128(buffer), write_sparse(self._writer, buffer, at)
+
+    def _done(self, future: Future[tuple[int, bytes, int]], progress: Progress) -> None:
+        at, digest, written = future.result()
+        self._note(at, digest)
+        self.written_bytes += written
+        progress(at)
+
+    def _note(self, at: int, digest: bytes) -> None:
+        place = (at - self._begin) // self._piece_bytes * _DIGEST_BYTES
+        self._digests[place : place + _DIGEST_BYTES] = digest
+
+    def verify(self, writer: PlacedWriter) -> None:
+        """Read all of it back (E3); what an earlier run wrote is held against the disk itself."""
+        size, step = self._disk.size_bytes, self._piece_bytes
+        pending: deque[Future[None]] = deque()
+        for at in range(0, size, step):
+            pending.append(self._executor.submit(self._verify_piece, writer, at, min(step, size - at)))
+            if len(pending) >= 4 * self._threads:
+                pending.popleft().result()
+        while pending:
+            pending.popleft().result()
+
+    def _verify_piece(self, writer: PlacedWriter, at: int, length: int) -> None:
+        if at >= self._begin:
+            place = (at - self._begin) // self._piece_bytes * _DIGEST_BYTES
+            expected = bytes(self._digests[place : place + _DIGEST_BYTES])
+        else:
+            expected = digest128(self._disk.pread(length, at))
+        if expected == self._zeros and writer.is_hole(at, at + length):
+            return
+        found = digest128(writer.read(length, at))
+        if found != expected:
+            raise DamageError(
+                f"{writer.name} at byte {at}: read back with hash {found.hex()}, written with {expected.hex()}",
+                mend="look at the disk, and restore to another one",
+            )
+
+
+def pieces(disk: PointDisk, begin: int, end: int, step: int = PIECE_BYTES) -> Iterator[tuple[int, int, bool]]:
+    """(offset, length, whether there may be data) of the pieces of [begin, end), which begins on one."""
+    look_bytes = _LOOK_BYTES // step * step
+    for look in range(begin, end, look_bytes):
+        stop = min(look + look_bytes, end)
+        marked = np.zeros(-(-(stop - look) // step), dtype=np.bool_)
+        for at, length, state in disk.runs(look, stop - look):
+            if state == DATA:
+                marked[(at - look) // step : -(-(at + length - look) // step)] = True
+        for i, has_data in enumerate(marked.tolist()):
+            at = look + i * step
+            yield at, min(step, stop - at), has_data
+
+
+def write_sparse(writer: Writer, data: bytearray, offset_bytes: int) -> int:
+    """Write `data` but for its pages of zeros, in order; how many bytes were written."""
+    whole = len(data) // PAGE_BYTES * PAGE_BYTES
+    words = np.frombuffer(data, dtype=np.uint64, count=whole // 8).reshape(-1, PAGE_BYTES // 8)
+    filled = np.zeros(-(-len(data) // PAGE_BYTES), dtype=np.bool_)
+    filled[: len(words)] = words.any(axis=1)
+    if whole < len(data):
+        filled[-1] = any(data[whole:])
+    edges = [0, *(np.flatnonzero(filled[1:] != filled[:-1]) + 1).tolist(), len(filled)]
+    view, written = memoryview(data), 0
+    for first, last in pairwise(edges):
+        begin, end = first * PAGE_BYTES, min(last * PAGE_BYTES, len(data))
+        if filled[first]:
+            writer.write(view[begin:end], offset_bytes + begin)
+            written += end - begin
+        else:
+            writer.zero(offset_bytes + begin, end - begin)
+    return written
+
+
+def to_stream(disk: PointDisk, writer: Writer, progress: Progress, settings: RestoreSettings) -> RestoreReport:
+    """Read ahead in threads, written in order."""
+    written, threads = 0, settings.threads
+
+    def read(at: int, length: int) -> bytearray:
+        buffer = bytearray(length)
+        disk.pread_into(buffer, at)
+        return buffer
+
+    with ThreadPoolExecutor(threads, "restore") as executor:
+        pending: deque[tuple[int, int, Future[bytearray] | None]] = deque()
+
+        def write_first() -> int:
+            at, length, future = pending.popleft()
+            progress(at)
+            if future is None:
+                writer.zero(at, length)
+                return 0
+            return write_sparse(writer, future.result(), at)
+
+        try:
+            for at, length, has_data in pieces(disk, 0, disk.size_bytes, settings.piece_bytes):
+                pending.append((at, length, executor.submit(read, at, length) if has_data else None))
+                if len(pending) >= 2 * threads:
+                    written += write_first()
+            while pending:
+                written += write_first()
+        except BaseException:
+            executor.shutdown(cancel_futures=True)
+            raise
+    writer.flush()
+    progress(disk.size_bytes)
+    return RestoreReport(written, 0, False)

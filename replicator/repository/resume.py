@@ -1,0 +1,130 @@
+"""How far an interrupted restore has come: a small file beside what is written, removed when the restore is done.
+
+    target     written as                    its state
+    FILE       .NAME.restoring beside it     .NAME.restore beside it
+    DEVICE     itself                        MAJOR-MINOR.restore in /var/lib/replicator/restores, or below
+                                             $XDG_STATE_HOME for who isn't root
+
+    {"version", "volume", "timeline", "number", "digest", "size_bytes", "device", "inode", "done_bytes"}
+
+names the point, the file (st_dev, st_ino; of a device st_rdev and 0), and up to where all of it stands, durably. JSON,
+replaced as a whole: temporary file, fsync, rename, fsync of the folder.
+
+Invariants
+  R1  What lies below done_bytes was synced before the state says so.
+  R2  A state of another point, another file or another size, or one that can't be read, is none.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+
+from replicator.errors import DeviceError
+from replicator.repository.source import OpenedPoint
+
+_VERSION = 1
+_LIMIT_BYTES = 64 << 10
+_SYSTEM = Path("/var/lib/replicator/restores")
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreState:
+    """A restore on its way; see the module's table."""
+
+    version: int
+    volume: str
+    timeline: int
+    number: int
+    digest: str
+    size_bytes: int
+    device: int
+    inode: int
+    done_bytes: int = 0
+
+    def is_of(self, other: RestoreState) -> bool:
+        """Whether both are of one point and one target (R2)."""
+        return replace(self, done_bytes=0) == replace(other, done_bytes=0) and 0 <= self.done_bytes <= self.size_bytes
+
+
+def state_of(opened: OpenedPoint, target: Path) -> RestoreState:
+    """A restore of this point to what stands at `target`, just begun."""
+    status = target.stat()
+    is_block = stat.S_ISBLK(status.st_mode)
+    point = opened.point
+    return RestoreState(
+        _VERSION,
+        str(opened.volume.uuid),
+        point.timeline,
+        point.number,
+        point.digest.hex(),
+        opened.disk.size_bytes,
+        status.st_rdev if is_block else status.st_dev,
+        0 if is_block else status.st_ino,
+    )
+
+
+def partial_path(target: Path) -> Path:
+    """What a restore to the file `target` is written as, until it takes its name."""
+    return target.with_name(f".{target.name}.restoring")
+
+
+def state_path(target: Path) -> Path:
+    """Where the state of a restore to `target` (free of symlinks) is."""
+    with suppress(OSError):
+        status = target.stat()
+        if stat.S_ISBLK(status.st_mode):
+            return _device_folder() / f"{os.major(status.st_rdev)}-{os.minor(status.st_rdev)}.restore"
+    return target.with_name(f".{target.name}.restore")
+
+
+def _device_folder() -> Path:
+    if os.geteuid() == 0:
+        return _SYSTEM
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "replicator" / "restores"
+
+
+def read_state(path: Path) -> RestoreState | None:
+    """The state at `path`, if there is one that can be read (R2)."""
+    try:
+        with path.open("rb") as file:
+            return msgspec.json.decode(file.read(_LIMIT_BYTES), type=RestoreState)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
+def write_state(path: Path, state: RestoreState) -> None:
+    """Put `state`, durably."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(msgspec.json.encode(state))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise DeviceError(f"writing {path}", 0, error.errno or 5, error.strerror or str(error)) from error
+
+
+def drop_state(path: Path) -> None:
+    """The restore is done: take its state away."""
+    with suppress(FileNotFoundError):
+        path.unlink()
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make names in `folder` durable."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

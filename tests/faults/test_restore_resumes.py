@@ -1,0 +1,236 @@
+"""A restore that dies at any write leaves the target as it was, and the next one goes on to the same end."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from replicator._buffer import Buffer
+from replicator.errors import ConflictError, DamageError, DeviceError
+from replicator.log.object_log import ObjectLog
+from replicator.repository.restore import RestoreReport, RestoreSettings, plan_restore, restore
+from replicator.repository.resume import partial_path, read_state, state_path
+from replicator.repository.source import Source
+from replicator.repository.target import PlacedWriter, open_placed
+from replicator.units import CHUNK_BYTES
+from tests.support.faulty_files import CrashError
+from tests.support.memory_objects import MemoryStore
+from tests.support.volume_histories import History
+
+NOW_NS = 1_800_000_000_000_000_000
+SIZE = 10 * CHUNK_BYTES + 1536
+
+
+class DyingWriter(PlacedWriter):
+    """A writer whose `at`-th call kills the process; half of a dying write is done."""
+
+    def __init__(self, real: PlacedWriter, at: int) -> None:
+        super().__init__(Path(real.name), real._fd)
+        self._calls_left = at
+        self.dead = False
+
+    def _call(self) -> None:
+        self._calls_left -= 1
+        if self._calls_left <= 0:
+            self.dead = True
+            raise CrashError
+
+    def write(self, data: Buffer, offset_bytes: int) -> None:
+        try:
+            self._call()
+        except CrashError:
+            super().write(memoryview(data)[: len(data) // 2], offset_bytes)
+            raise
+        super().write(data, offset_bytes)
+
+    def cut(self, done_bytes: int, size_bytes: int) -> None:
+        self._call()
+        super().cut(done_bytes, size_bytes)
+
+    def flush(self) -> None:
+        self._call()
+        super().flush()
+
+    def read(self, length_bytes: int, offset_bytes: int) -> bytes:
+        self._call()
+        return super().read(length_bytes, offset_bytes)
+
+
+@pytest.fixture
+def source() -> Source:
+    """A log of a volume whose last point holds data, zeros and holes."""
+    history = History(ObjectLog(MemoryStore(), create=True), random.Random(4), SIZE)
+    history.write(0, random.Random(1).randbytes(3 * CHUNK_BYTES))
+    history.write(8 * CHUNK_BYTES + 4096, random.Random(2).randbytes(2 * CHUNK_BYTES), "full")
+    history.write(CHUNK_BYTES, bytes(CHUNK_BYTES))
+    history.close()
+    return Source("log", log=history.log)
+
+
+def content(source: Source, text: str = "disk-1@latest") -> bytes:
+    with source.open_point(text, now_ns=NOW_NS).disk as disk:
+        return disk.pread(disk.size_bytes, 0)
+
+
+def go(
+    source: Source, path: Path, at: int = 1 << 30, text: str = "disk-1@latest", *, overwrite: bool = False
+) -> RestoreReport:
+    """One run, which dies at its `at`-th call of the writer."""
+
+    def opened_dying(place: Path, *, create: bool = False) -> PlacedWriter:
+        return DyingWriter(open_placed(place, create=create), at)
+
+    settings = RestoreSettings(1, CHUNK_BYTES, 2 * CHUNK_BYTES, opened_dying)
+    opened = source.open_point(text, now_ns=NOW_NS)
+    with opened.disk:
+        return restore(plan_restore(opened, str(path), overwrite=overwrite), settings=settings)
+
+
+@pytest.mark.parametrize("before", [None, b"precious"])
+def test_death_at_every_write(source: Source, tmp_path: Path, before: bytes | None) -> None:
+    expected = content(source)
+    path = tmp_path / "disk.img"
+    resumed = 0
+    for at in range(1, 1000):
+        for left in tmp_path.iterdir():
+            left.unlink()
+        if before is not None:
+            path.write_bytes(before)
+        try:
+            go(source, path, at, overwrite=before is not None)
+        except CrashError:
+            assert (path.read_bytes() if path.exists() else None) == before, "the target is as it was"
+            report = go(source, path, overwrite=before is not None)
+            resumed += bool(report.resumed_at_bytes)
+        else:
+            assert at > 10 and resumed, "some went on in the middle"
+            break
+        assert path.read_bytes() == expected
+        assert [each.name for each in tmp_path.iterdir()] == ["disk.img"], "nothing is left beside it"
+    assert path.read_bytes() == expected
+
+
+def test_death_again_and_again(source: Source, tmp_path: Path) -> None:
+    path = tmp_path / "disk.img"
+    reached = []
+    for _ in range(3):
+        with pytest.raises(CrashError):
+            go(source, path, 6)
+        state = read_state(state_path(path))
+        assert state is not None
+        reached.append(state.done_bytes)
+    assert 0 < reached[0] < reached[1] < reached[2]
+    assert go(source, path).resumed_at_bytes == reached[2] and path.read_bytes() == content(source)
+
+
+def test_another_point_does_not_go_on(source: Source, tmp_path: Path) -> None:
+    path = tmp_path / "disk.img"
+    with pytest.raises(CrashError):
+        go(source, path, 8)
+    assert read_state(state_path(path)) is not None
+    report = go(source, path, text="disk-1@full")
+    assert report.resumed_at_bytes == 0 and path.read_bytes() == content(source, "disk-1@full")
+
+
+@pytest.mark.parametrize("rubbish", [b"", b"{}", b"\xff\xfe", b'{"version": 1}'])
+def test_a_state_that_cannot_be_read_is_none(source: Source, tmp_path: Path, rubbish: bytes) -> None:
+    path = tmp_path / "disk.img"
+    with pytest.raises(CrashError):
+        go(source, path, 8)
+    state_path(path).write_bytes(rubbish)
+    assert go(source, path).resumed_at_bytes == 0
+    assert path.read_bytes() == content(source)
+
+
+def test_a_restored_file_is_sparse_and_private(source: Source, tmp_path: Path) -> None:
+    path = tmp_path / "disk.img"
+    report = go(source, path)
+    status = path.stat()
+    assert report.verified and status.st_size == SIZE and status.st_mode & 0o777 == 0o600
+    assert report.written_bytes <= 4 * CHUNK_BYTES + 4096, "neither holes nor zeros are written"
+    assert status.st_blocks * 512 < SIZE
+
+
+def test_a_replaced_file_keeps_its_mode(source: Source, tmp_path: Path) -> None:
+    path = tmp_path / "disk.img"
+    path.write_bytes(b"precious")
+    path.chmod(0o640)
+    with pytest.raises(ConflictError, match="not empty"):
+        go(source, path)
+    assert path.read_bytes() == b"precious"
+    go(source, path, overwrite=True)
+    assert path.read_bytes() == content(source) and path.stat().st_mode & 0o777 == 0o640
+
+
+def test_what_reads_back_otherwise_is_damage(source: Source, tmp_path: Path) -> None:
+    class Forgetful(PlacedWriter):
+        """A disk that loses a write."""
+
+        def write(self, data: Buffer, offset_bytes: int) -> None:
+            if offset_bytes != 0:
+                super().write(data, offset_bytes)
+
+    def forgetful(place: Path, *, create: bool = False) -> PlacedWriter:
+        real = open_placed(place, create=create)
+        return Forgetful(Path(real.name), real._fd)
+
+    opened = source.open_point("disk-1@latest", now_ns=NOW_NS)
+    path = tmp_path / "disk.img"
+    with opened.disk, pytest.raises(DamageError, match="at byte 0: read back"):
+        restore(plan_restore(opened, str(path)), settings=RestoreSettings(1, CHUNK_BYTES, CHUNK_BYTES, forgetful))
+    assert not path.exists() and partial_path(path).exists()
+
+
+def test_a_file_that_may_not_grow_is_an_error_with_its_place(source: Source, tmp_path: Path) -> None:
+    import resource
+    import signal
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (CHUNK_BYTES, before[1]))
+    try:
+        with pytest.raises(Exception, match="no room") as caught:
+            go(source, tmp_path / "disk.img")
+        assert getattr(caught.value, "kind", "") == "no-space"
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert not (tmp_path / "disk.img").exists()
+    go(source, tmp_path / "disk.img")
+
+
+def test_a_device_is_zeroed_explicitly(source: Source, tmp_path: Path) -> None:
+    """A device can't be had here: a file that is taken for one, which refuses BLKZEROOUT."""
+    path = tmp_path / "device"
+    path.write_bytes(b"\xff" * SIZE)
+    writer = open_placed(path)
+    writer._is_device = True
+    writer.zero(CHUNK_BYTES, 2 * CHUNK_BYTES)
+    writer.cut(0, SIZE)
+    assert not writer.is_hole(CHUNK_BYTES, 2 * CHUNK_BYTES)
+    writer.close()
+    data = path.read_bytes()
+    assert data == b"\xff" * CHUNK_BYTES + bytes(2 * CHUNK_BYTES) + b"\xff" * (SIZE - 3 * CHUNK_BYTES)
+
+
+def test_two_restores_to_one_target(source: Source, tmp_path: Path) -> None:
+    path = tmp_path / "disk.img"
+    with pytest.raises(CrashError):
+        go(source, path, 8)
+    held = open_placed(partial_path(path), create=True)
+    with pytest.raises(ConflictError, match="another restore"):
+        go(source, path)
+    held.close()
+    go(source, path)
+
+
+def test_a_missing_folder_for_the_state(source: Source, tmp_path: Path) -> None:
+    folder = tmp_path / "readonly"
+    folder.mkdir()
+    path = folder / "disk.img"
+    state_path(path).mkdir()  # where the state should be a folder is: it can't be replaced
+    with pytest.raises(DeviceError):
+        go(source, path)
+    assert not path.exists()
