@@ -227,7 +227,7 @@ class Agent:
         workers = self._chosen(arguments)
         tickets = [worker.request(labels) for worker in workers]
         self._wake()
-        timeout_s = float(arguments.get("timeout_s", SNAPSHOT_S))
+        timeout_s = float(arguments.get("wait_s", SNAPSHOT_S))
         return {"points": [point for ticket in tickets for point in _points(ticket, timeout_s)]}
 
     def pause(self, arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -236,6 +236,14 @@ class Delta:
         else:
             self._read(part.chunks, part.base, self.base.size_bytes, rows)
 
+    def blank(self, part: ChunkList) -> npt.NDArray[np.bool_]:
+        """Which chunks the base has nothing of: they read as zeros, and needn't be read."""
+        if self.base is None:
+            return np.ones(len(part), dtype=bool)
+        if self.origin is not None:
+            return np.zeros(len(part), dtype=bool)
+        return np.equal(part.base, _NOWHERE)
+
     def read_first_pages(self, part: ChunkList, pages: Rows) -> None:
         """The first page of each chunk in the target, a row each; what lies beyond the volume's end is anything."""
         length = pages.shape[1]
@@ -248,7 +256,7 @@ class Delta:
 
     def _read(self, chunks: npt.NDArray[np.uint64], offsets: Offsets, size_bytes: int, rows: Rows) -> None:
         target = rows.reshape(-1).data
-        for begin, end in _runs(offsets):
+        for begin, end in runs_of(_follows(offsets)):
             if offsets[begin] >= 0:
                 view = target[begin * CHUNK_BYTES : end * CHUNK_BYTES]
                 self.files.data.pread_into(view, int(offsets[begin]))
@@ -273,11 +281,14 @@ class Delta:
             raise LeaseLostError("the connection to the pool's owner fell while its snapshots were read")
 
 
-def _runs(offsets: Offsets) -> Iterator[tuple[int, int]]:
-    """Ranges of rows whose chunks lie one behind the other on the data device, or are all unmapped."""
-    if not len(offsets):
-        return
-    follows = (offsets[1:] == offsets[:-1] + np.int64(CHUNK_BYTES)) & (offsets[:-1] >= 0)
-    follows |= (offsets[1:] == _NOWHERE) & (offsets[:-1] == _NOWHERE)
-    edges = np.flatnonzero(~follows) + 1
-    yield from zip([0, *edges.tolist()], [*edges.tolist(), len(offsets)], strict=True)
+def _follows(offsets: Offsets) -> npt.NDArray[np.bool_]:
+    """Between each two rows: whether they lie one behind the other on the data device, or are both unmapped."""
+    before, after = offsets[:-1], offsets[1:]
+    found: npt.NDArray[np.bool_] = (after == before + np.int64(CHUNK_BYTES)) & (before >= 0)
+    return found | ((after == _NOWHERE) & (before == _NOWHERE))
+
+
+def runs_of(follows: npt.NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
+    """Maximal ranges of rows, of which each but the first `follows` the one before it."""
+    edges = (np.flatnonzero(~follows) + 1).tolist()
+    yield from zip([0, *edges], [*edges, len(follows) + 1], strict=True)

@@ -32,7 +32,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from agent.delta import ChunkList, Delta, Rows
+from agent.delta import ChunkList, Delta, Rows, runs_of
 from replicator.events.bodies import ChunkBody
 from replicator.events.chunks import RUNS_PER_EVENT_MAX, ChunksDiscarded, ChunksZeroed
 from replicator.events.frames import LEVEL_DEFAULT, Compressor, Frame, written_events
@@ -144,12 +144,18 @@ class Extractor:
         """Fill `rows` with the target; the masks of what travels."""
         self._delta.read_target(part, rows)
         if self._base is None:
-            masks = whole_masks(len(part))
-        else:
-            base = self._base[: len(part)]
-            self._delta.read_base(part, base)
-            masks = changed_pages_many(base.reshape(-1).data, rows.reshape(-1).data)
-        return np.where(_is_something(rows), masks, np.uint16(0)).astype("<u2")
+            return np.where(_is_something(rows), whole_masks(len(part)), np.uint16(0)).astype("<u2")
+        blank, masks = self._delta.blank(part), np.empty(len(part), dtype="<u2")
+        for begin, end in runs_of(blank[1:] == blank[:-1]):
+            some, target = slice(begin, end), rows[begin:end]
+            if blank[begin]:
+                masks[some] = _pages_of_something(target)
+            else:
+                base = self._base[some]
+                self._delta.read_base(part.only(some), base)
+                changed = changed_pages_many(base.reshape(-1).data, target.reshape(-1).data)
+                masks[some] = np.where(_is_something(target), changed, np.uint16(0))
+        return masks
 
     def _pack(self, slab: _Slab, count: int) -> list[Frame]:
         """In a worker: hash and compress."""
@@ -216,6 +222,12 @@ def _is_something(rows: Rows) -> npt.NDArray[np.bool_]:
     for row in np.flatnonzero(~found).tolist():
         found[row] = words[row].any()
     return found
+
+
+def _pages_of_something(rows: Rows) -> Masks:
+    """Which pages aren't all zeros: those that differ from a base that has nothing there."""
+    words = rows.view(np.uint64).reshape(-1, PAGES_PER_CHUNK, PAGE_BYTES // 8)
+    return np.packbits(words.any(axis=2), axis=1, bitorder="little").reshape(-1).view("<u2")
 
 
 def _packed_runs(pieces: Iterable[npt.NDArray[np.uint64]]) -> Iterator[bytes]:

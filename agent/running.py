@@ -164,7 +164,7 @@ def publish_once(path: Path, log: str, names: tuple[str, ...], labels: tuple[str
     known = str(ask_agent(path, "status")["log"])
     if log_url(known) != log_url(log):
         raise ConflictError(f"an agent publishes this pool to {known}", mend="name that log, or stop the agent")
-    asked = {"volumes": list(names), "labels": list(labels), "timeout_s": LONG_S}
+    asked = {"volumes": list(names), "labels": list(labels), "wait_s": LONG_S}
     found: list[dict[str, Any]] = ask_agent(path, "snapshot", LONG_S + ANSWER_S, **asked)["points"]
     return found
 

@@ -2,12 +2,13 @@
 
     python benchmarks/nbd.py [--rounds 3] [--seconds 2] [--size-mib 512] [--folder DIR] [JOB ...]
 
-Every server has a disk of its own of the same size, filled through NBD in 64 KiB pieces, all warm, and its own Unix
-socket. The client is fio's nbd engine, the same for all; servers take turns within a round, and the order changes with
-the round. Printed for each job: our operations a second, our CPU microseconds an operation (/proc/PID/stat), and the
-medians of the rounds' ratios, ours ÷ theirs: above 1 we are faster. `first touch` and `cow break` begin each round with
-a fresh volume or overlay, and write 4 KiB of one 64 KiB block after another, in random order; before each run the page
-cache takes and gives back more memory than it needs, since a virtual machine gets new memory slowly.
+Every server has a disk of its own of the same size, filled through NBD in 64 KiB pieces, all warm, and a Unix socket.
+The client is benchmarks/nbd_load.py, the same for all; servers take turns within a round, and the order changes with
+the round. Printed for each job: our operations a second and our CPU microseconds an operation (/proc/PID/stat); then,
+for each other server, the median of the rounds' ratios, ours ÷ theirs (above 1 we are faster), and its CPU. `first
+touch` and `cow break` begin each round with a fresh volume or overlay, and write 4 KiB of every second 64 KiB block,
+in random order; before each run the page cache takes and gives back more memory than it needs, since a virtual machine
+gets new memory slowly.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import contextlib
 import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -30,36 +32,38 @@ from tests.support.exporting import Child, Setup, exporting
 from tests.support.judges import nbd_tool
 
 MIB = 1 << 20
+LOAD = Path(__file__).with_name("nbd_load.py")
 TICKS = os.sysconf("SC_CLK_TCK")
 OURS, NBDKIT, RAW, QCOW2 = "replicator", "nbdkit file", "qemu-nbd raw", "qcow2 + backing"
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One pattern of fio; `fresh` says what each round begins with."""
+    """One pattern; `fresh` says what each round begins with."""
 
     name: str
-    rw: str
-    block: str
+    command: str
+    block: int
     depth: int
-    more: tuple[str, ...] = ()
+    pattern: str = "random"
+    flush_every: int = 0
     fresh: str = ""
 
 
 JOBS = (
-    Job("random read 4k, depth 32", "randread", "4k", 32),
-    Job("random write 4k, depth 32", "randwrite", "4k", 32),
-    Job("random read 64k, depth 32", "randread", "64k", 32),
-    Job("random write 64k, depth 32", "randwrite", "64k", 32),
-    Job("random read 4k, depth 1", "randread", "4k", 1),
-    Job("random write 4k, depth 1", "randwrite", "4k", 1),
-    Job("random read 64k, depth 1", "randread", "64k", 1),
-    Job("random write 64k, depth 1", "randwrite", "64k", 1),
-    Job("sequential read 256k, depth 8", "read", "256k", 8),
-    Job("sequential write 256k, depth 8", "write", "256k", 8),
-    Job("random write 4k, depth 32, flush every 32", "randwrite", "4k", 32, ("--fsync=32",)),
-    Job("first touch 4k, depth 32", "randwrite", "4k", 32, ("--blockalign=64k",), "empty"),
-    Job("cow break 4k, depth 32", "randwrite", "4k", 32, ("--blockalign=64k",), "snapshot"),
+    Job("random read 4k, depth 32", "read", 4096, 32),
+    Job("random write 4k, depth 32", "write", 4096, 32),
+    Job("random read 64k, depth 32", "read", 65536, 32),
+    Job("random write 64k, depth 32", "write", 65536, 32),
+    Job("random read 4k, depth 1", "read", 4096, 1),
+    Job("random write 4k, depth 1", "write", 4096, 1),
+    Job("random read 64k, depth 1", "read", 65536, 1),
+    Job("random write 64k, depth 1", "write", 65536, 1),
+    Job("sequential read 256k, depth 8", "read", 262144, 8, "sequential"),
+    Job("sequential write 256k, depth 8", "write", 262144, 8, "sequential"),
+    Job("random write 4k, depth 32, flush every 32", "write", 4096, 32, flush_every=32),
+    Job("first touch 4k, depth 32", "write", 4096, 32, fresh="empty"),
+    Job("cow break 4k, depth 32", "write", 4096, 32, fresh="snapshot"),
 )
 
 
@@ -75,8 +79,14 @@ class Run:
 class Target:
     """A server that runs: where its disk is, and which process burns the CPU."""
 
-    uri: str
+    socket: Path
+    export: str
     pid: int
+
+    @property
+    def uri(self) -> str:
+        """For other people's clients."""
+        return f"nbd+unix:///{self.export}?socket={self.socket}"
 
 
 @dataclass(slots=True)
@@ -90,21 +100,15 @@ class Bench:
     next_device: int = 2
     results: dict[str, dict[str, list[Run]]] = field(default_factory=dict)
 
-    def fio(self, target: Target, job: Job) -> Run:
-        """One run against one server."""
-        length = ["--io_size=" + str(self.size // 65536 // 2 * 4096)] if job.fresh else [
-            "--time_based", f"--runtime={self.seconds}"
-        ]  # fmt: skip
+    def load(self, target: Target, job: Job) -> Run:
+        """One run of the client against one server."""
+        argv = [sys.executable, LOAD, target.socket, target.export, job.command, job.block, job.depth]
+        argv += [self.size, self.seconds, "once" if job.fresh else job.pattern, job.flush_every]
         before = cpu_seconds(target.pid)
-        out = nbd_tool("fio").run(
-            "--name=j", "--ioengine=nbd", f"--uri={target.uri}", f"--rw={job.rw}", f"--bs={job.block}",
-            f"--iodepth={job.depth}", f"--size={self.size}", "--output-format=json", "--thread", "--randrepeat=0",
-            *length, *job.more,
-        )  # fmt: skip
+        out = subprocess.run([str(word) for word in argv], check=True, capture_output=True, text=True).stdout
         burnt = cpu_seconds(target.pid) - before
-        report = json.loads(out.stdout[out.stdout.index("{") :])["jobs"][0]
-        side = report["read" if "read" in job.rw else "write"]
-        return Run(side["iops"], burnt / side["total_ios"] * 1e6)
+        report = json.loads(out)
+        return Run(report["operations"] / report["seconds"], burnt / report["operations"] * 1e6)
 
     def fill(self, target: Target) -> None:
         """Write all of a disk in 64 KiB pieces."""
@@ -125,14 +129,13 @@ class Bench:
     def serving(self, name: str, job: Job) -> Iterator[Target]:
         """One of the four with the disk that the job wants."""
         if name == OURS:
-            yield Target(self._ours(job.fresh), self.child.pid)
+            yield Target(self.folder / "ours.sock", self._ours(job.fresh), self.child.pid)
             return
         socket_path = self.folder / "other.sock"
         socket_path.unlink(missing_ok=True)
         listener = servers.unix_socket(socket_path)
-        uri = f"nbd+unix:///?socket={socket_path}"
         with self._other(name, job.fresh, listener) as pid:
-            yield Target(uri, pid)
+            yield Target(socket_path, "", pid)
 
     def _ours(self, fresh: str) -> str:
         export = "vol"
@@ -142,7 +145,7 @@ class Bench:
         elif fresh:
             self.child.order("cut", device=1, into=self.next_device, name="")
         self.next_device += bool(fresh)
-        return f"nbd+unix:///{export}?socket={self.folder / 'ours.sock'}"
+        return export
 
     @contextlib.contextmanager
     def _other(self, name: str, fresh: str, listener: object) -> Iterator[int]:
@@ -183,7 +186,7 @@ def prepare(bench: Bench) -> None:
         with (bench.folder / name).open("wb") as file:
             file.truncate(bench.size)
     overlay(bench.folder / "filled.qcow2", bench.folder / "empty.raw")
-    steady = Job("fill", "write", "64k", 8)
+    steady = Job("fill", "write", 65536, 8)
     for name in (OURS, NBDKIT, RAW, QCOW2):
         with bench.serving(name, steady) as target:
             bench.fill(target)
@@ -203,7 +206,7 @@ def measure(bench: Bench, job: Job, rounds: int) -> None:
             if job.fresh:
                 bench.touch_memory()
             with bench.serving(name, job) as target:
-                runs[name].append(bench.fio(target, job))
+                runs[name].append(bench.load(target, job))
     ours = runs[OURS]
     cells = [f"{statistics.median(run.operations_a_second for run in ours):>9.0f}"]
     cells.append(f"{statistics.median(run.cpu_us for run in ours):>7.1f}")

@@ -2,7 +2,7 @@
 
 Beneath draft, over a pool's reservations and its data device.
 
-    place of a block   data block that holds its content, or NOWHERE (it reads as zeros)
+    place of a block   data block that holds its content, or NOWHERE (it reads as zeros), or UNASKED
 
 Invariants
   K1  Only reserved blocks are written; each belongs to one block of the volume, or to the stock.
@@ -27,6 +27,7 @@ from replicator.thin.mapping import data_blocks
 from replicator.thin.view import PoolView
 
 NOWHERE = -1
+UNASKED = -2
 _RESERVE_AHEAD = 256  # blocks asked for at once: a call each of them would cost more than writing it
 _QUEUED_BYTES_MAX = 16 << 20  # of writes that wait to be joined
 _PIECE_BYTES = 1 << 20  # of a block that is copied or looked at

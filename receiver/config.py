@@ -175,7 +175,7 @@ _KEYS: _Keys = {
     "retention": ("retention", _retention),
 }
 
-TEMPLATE = """\\
+TEMPLATE = """\
 # Replicator's receiver: follows a log into a replica pool. `replicator config check` reads this file.
 
 pool = "/srv/replicator/replica"              # replicator pool create /srv/replicator/replica --size ...

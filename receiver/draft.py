@@ -36,7 +36,7 @@ from itertools import groupby
 
 import numpy as np
 
-from receiver.blocks import NOWHERE, StepBlocks, is_zero
+from receiver.blocks import NOWHERE, UNASKED, StepBlocks, is_zero
 from receiver.errors import ChunkMismatchError
 from replicator._buffer import Buffer
 from replicator.events.chunks import ChunksDiscarded, ChunksWritten, ChunksZeroed
@@ -126,7 +126,7 @@ class Draft:
             groups = [
                 (block, list(chunks)) for block, chunks in groupby(batch, lambda c: c.chunk // self._chunks_per_block)
             ]
-            places = self.blocks.places([block for block, _ in groups])
+            places = self._places(groups)
             for block, chunks in groups:
                 wiped = self._wiped.get(block, 0)
                 parts = {
@@ -134,6 +134,12 @@ class Draft:
                 }
                 self._put(block, places[block], parts)
             self.blocks.write_queued()
+
+    def _places(self, groups: list[tuple[int, list[AppliedChunk]]]) -> dict[int, int]:
+        """Where the blocks are; UNASKED for those that are overwritten wholly, whatever they hold."""
+        whole = {block for block, chunks in groups if len(chunks) == self._chunks_per_block and _are_whole(chunks)}
+        places = self.blocks.places([block for block, _ in groups if block not in whole])
+        return places | {block: self.blocks.fresh.get(block, UNASKED) for block in whole}
 
     def _applied(self, chunk: AppliedChunk, place: int, wiped: int) -> Buffer:
         """The whole chunk, with its hash checked."""
@@ -180,6 +186,10 @@ class Draft:
                 self._put(block, place, {})
         self.blocks.require_lease()
         return self.blocks.filling()
+
+
+def _are_whole(chunks: list[AppliedChunk]) -> bool:
+    return all(chunk.mask == ALL_PAGES for chunk in chunks)
 
 
 def _others(ordinals: Sequence[int], count: int) -> Iterator[tuple[int, int]]:

@@ -100,6 +100,12 @@ class Writer:
         if self.failed is not None:
             raise self.failed
 
+    @property
+    def in_flight(self) -> int:
+        """Requests that were sent and aren't answered yet."""
+        pipeline = self._pipeline
+        return 0 if pipeline is None else pipeline.in_flight
+
     def _run(self) -> None:
         try:
             while not self._stopping.is_set():

@@ -183,9 +183,12 @@ def rollback(path: Path, name: str, snapshot_name: str, yes: bool, as_json: bool
     \b
     replicator volume rollback /srv/pool vm1 before-upgrade --yes
     """
+    from replicator.pool.devices import refuse_replica
     from replicator.pool.volumes import rollback as set_back
 
     with _opened(path) as pool:
+        view = pool.view()
+        refuse_replica(view, view.volume(name))
         confirm(f"What was written to {name} since {snapshot_name} will be gone. Go on?", yes)
         made = set_back(pool, name, snapshot_name)
     _tell(as_json, {"name": made.name, "dev_id": made.dev_id, "size_bytes": made.size_bytes})
@@ -238,8 +241,12 @@ def resize(path: Path, name: str, size: Growth, yes: bool, as_json: bool) -> Non
     \b
     replicator volume resize /srv/pool vm1 --size +4GiB
     """
+    from replicator.pool.devices import refuse_replica
+
     with _opened(path) as pool:
-        found = pool.view().volume(name)
+        view = pool.view()
+        found = view.volume(name)
+        refuse_replica(view, found)
         wanted = size.total(found.size_bytes)
         _require_sectors(wanted)
         if wanted < found.size_bytes:

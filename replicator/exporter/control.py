@@ -51,9 +51,9 @@ from replicator.pool.control import (
     read_request,
     spoken_version,
 )
+from replicator.pool.control_connection import SOCKET_NAME
 from replicator.pool.control_values import METHODS, ExportFacts, ListenAsked, bytes_of, words_of
 from replicator.pool.interface import Pool
-from replicator.pool.remote import SOCKET_NAME
 from replicator.pool.sockets import PoolSocket, group_id, peer_of
 
 CONNECTIONS_LIMIT = 256

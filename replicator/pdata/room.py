@@ -11,7 +11,7 @@ join each with a neighbour.
       raise to three or more            touched leaf of it once, and once more where it splits
     metadata counts, likewise           252 for each node copied
     bitmaps                             all of them, their index, the index block
-    top-level and details paths         8 for each tree
+    top-level and details paths         8 for each tree that changes
 
 Invariants
   R1  worst_case(a) <= worst_case(b) for a <= b.
@@ -30,7 +30,7 @@ _LEAST = INTERNAL_MAX // 3
 _OVERFLOW_HALF = 168  # entries of a leaf of the overflow tree that was split
 _LEVELS_ABOVE = 4  # five levels hold 350 million mappings at the least fill: more than 15.875 GiB of metadata do
 _UPPER_BLOCKS = 8
-_SPARE = 16  # the index block, the roots of small trees, rounding
+_SPARE = 6  # the index block, the data bitmaps' index tree, rounding
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,17 +50,17 @@ class PoolShape:
     def worst_case(self, weight: int) -> int:
         """Metadata blocks that a commit of mapping changes of this weight may allocate."""
         all_leaves = (self.mapped_blocks + weight) // _LEAST + self.trees
-        all_above = all_leaves // (_LEAST - 1) + _LEVELS_ABOVE * (self.trees + 1)
+        all_above = all_leaves // (_LEAST - 1) + 2 * self.trees
         leaves = min(2 * weight, all_leaves)
         above = min(2 * _LEVELS_ABOVE * weight, all_above)
         data_keys = min(INTERNAL_MAX * min(weight, all_leaves), self.data_blocks)
-        upper = self.trees + 2 if weight else 2
-        copied = min(_LEVELS_ABOVE * weight, all_above) + upper
+        copied = min(_LEVELS_ABOVE * weight, all_above) + self.trees + 1
         metadata_keys = min(INTERNAL_MAX * copied, self.metadata_allocated)
         overflow = _overflow(data_keys, self.data_overflow_leaves)
         overflow += _overflow(metadata_keys, self.metadata_overflow_leaves)
-        bitmaps = self.data_sections + self.data_sections // 55 + self.metadata_sections
-        return leaves + above + overflow + bitmaps + _UPPER_BLOCKS * upper + _SPARE
+        bitmaps = self.data_sections + self.data_sections // (_LEAST // 2) + self.metadata_sections
+        upper = _UPPER_BLOCKS * min(weight, self.trees)
+        return leaves + above + overflow + bitmaps + upper + _SPARE
 
     def largest_weight(self, blocks: int, limit: int) -> int:
         """The largest weight up to `limit` whose worst case is at most `blocks`; -1 when not even nothing fits."""
@@ -76,5 +76,5 @@ class PoolShape:
 
 def _overflow(keys: int, leaves: int) -> int:
     """Blocks of an overflow tree of `leaves` in which all entries, and `keys` new ones, may change."""
-    written = leaves + min(keys, leaves) + keys // _OVERFLOW_HALF + 2
-    return written + written // (_LEAST - 1) + _LEVELS_ABOVE
+    written = leaves + min(keys, leaves) + -(-keys // _OVERFLOW_HALF)
+    return written + (written // (_LEAST - 1) + 2 if written > 1 else 0)

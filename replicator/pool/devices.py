@@ -24,7 +24,7 @@ from pathlib import Path
 from replicator.errors import ConflictError, NotFoundError, ReplicatorError
 from replicator.pdata.node import MAPPING
 from replicator.pdata.tree import walk
-from replicator.pool.catalogue_schema import Origin, Purpose, Snapshot, Volume
+from replicator.pool.catalogue_schema import Origin, Purpose, Role, Snapshot, Volume
 from replicator.pool.changes import End, Put
 from replicator.pool.interface import Lease, Pool, Switch
 from replicator.pool.opening import open_pool
@@ -79,6 +79,15 @@ def find(reader: PoolReader, name: str) -> Named:
             raise _unknown(reader, view, name) from None
         return _by_number(reader, view, int(found[1]), name)
     return Named(name, volume.dev_id, volume.size_bytes, volume.origin, volume)
+
+
+def refuse_replica(view: CatalogueView, volume: Volume) -> None:
+    """ConflictError for a volume that follows a log: what is changed here, its next transaction wouldn't fit."""
+    if view.position(volume.uuid, Role.APPLIED) is not None:
+        raise ConflictError(
+            f"{volume.name} is a replica: it follows its log",
+            mend=f"change it at its source; or work on a copy: replicator volume clone POOL {volume.name} NAME",
+        )
 
 
 def _by_number(reader: PoolReader, view: CatalogueView, dev_id: int, name: str) -> Named:

@@ -41,8 +41,9 @@ from replicator.blockdev.file import FileDevice
 from replicator.errors import ConflictError, DeviceError, ReplicatorError, UsageError
 from replicator.history.names import check_name
 from replicator.pdata.block import Words
-from replicator.pool.catalogue_schema import Purpose, Role, Snapshot, Volume
+from replicator.pool.catalogue_schema import Purpose, Snapshot, Volume
 from replicator.pool.changes import End, Put
+from replicator.pool.devices import refuse_replica
 from replicator.pool.exporting import Progress
 from replicator.pool.interface import Filling, Pool, Switch
 from replicator.pool.reader import Disk
@@ -101,10 +102,7 @@ def _volume_there(pool: Pool, name: str) -> Volume | None:
         if view.snapshot_named(name) is not None:
             raise ConflictError(f"{name} is a snapshot, which stays as it is", mend="import under another name")
         return None
-    if view.position(found[0].uuid, Role.APPLIED) is not None:
-        raise ConflictError(
-            f"{name} is a replica: it follows its log", mend="import under another name, or at the source"
-        )
+    refuse_replica(view, found[0])
     return found[0]
 
 

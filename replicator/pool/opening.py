@@ -11,6 +11,7 @@ something. What an opener does, in this order, and what is on disk if it dies th
     engine opened, `dirty` replayed          thin/opening has the table
     the mark of our capped time ended, where
     another program has written since        one switch: before or after
+    hidden snapshots swept                   one switch each (pool/volumes)
 
 Invariants
   O1  Nothing is changed before the locks are held and the parts are known to be one pool's.
@@ -48,6 +49,7 @@ from replicator.pool.local import LocalPool
 from replicator.pool.locks import READERS_S, OwnedElsewhereError, PoolLock, Waiting, refuse_network_file_system
 from replicator.pool.remote import RemotePool
 from replicator.pool.view import CatalogueView
+from replicator.pool.volumes import sweep_hidden
 from replicator.thin.dirty import superblock_sum
 from replicator.thin.engine import Engine, EngineSettings
 from replicator.thin.geometry import MAX_METADATA_BLOCKS
@@ -156,6 +158,7 @@ def own_pool(
         if was_capped and not is_capped:
             pool.switch(Switch(changes=(End(Setting, (TIME_CAPPED_SETTING,)),)))
         finish_creation(path)
+        sweep_hidden(pool)
     except BaseException:
         pool.close()
         raise

@@ -35,7 +35,7 @@ from replicator.history.plan import EmptyBase, Inventory, Plan, SnapshotBase, pl
 from replicator.history.points import PointSpecification, RestorePoint, merged, parse_specification
 from replicator.history.resolve import NamedVolume, resolve, resolve_volume
 from replicator.log.interface import Log
-from replicator.log.opening import is_log, open_log
+from replicator.log.opening import is_log, log_folder, open_log
 from replicator.pool.catalogue import Catalogue, StaleViewError
 from replicator.pool.catalogue_schema import LoggedPoint, Purpose, Snapshot
 from replicator.pool.interface import Lease
@@ -321,7 +321,7 @@ class _RetiredError(NotFoundError):
 def open_source(text: str) -> Source:
     """The pool or log that `text` names; a pool brings the log that it remembers."""
     if is_log(text):
-        return Source(text, log=open_log(text), places=(Path(text),))
+        return Source(text, log=open_log(text), places=(log_folder(text),))
     if text.startswith(("dm:", "lvm:")):
         mend = "name the log that it is published to"
         raise UsageError(f"{text}: kernel pools can't be restored from yet", mend=mend)
@@ -336,7 +336,8 @@ def open_source(text: str) -> Source:
     except BaseException:
         pool.close()
         raise
-    return Source(text, pool, log, problem, places=(path,))
+    places = (path,) if log is None else (path, Path(log.name))
+    return Source(text, pool, log, problem, places)
 
 
 def _log_of(view: CatalogueView) -> tuple[Log | None, ReplicatorError | None]:

@@ -86,35 +86,46 @@ class _Walk:
         self.sequence = 1
 
     def run(self) -> None:
-        """Every part; what one of them raises is noted, and the next begins with the state that it should lead to."""
+        """Every part; behind one that can't be read the walk goes on, as long as its footer says where it ends."""
         start = self._reader.start()
         self.sequence = start.sequence + 1
-        if not self._reader.tail().sequence:
-            return
-        checker = ChainChecker(start)
-        for part in self._reader.parts(self.sequence):
-            self.sequence = part.first
+        end = self._reader.tail().sequence
+        checker: ChainChecker | None = ChainChecker(start)
+        while self.sequence <= end:
             try:
-                self._part(part, checker)
-            except (DamageError, ConflictError) as error:
-                self._verified.add(self._timeline, part.first, error)
-                checker = ChainChecker(part.state)
-            self._verified.part_count += 1
-            self._verified.stored_bytes += part.stored_bytes
-            self._progress(self._verified.stored_bytes)
-            self.sequence = part.last + 1
+                for part in self._reader.parts(self.sequence):
+                    checker = self._checked(part, checker)
+                return
+            except DamageError as error:
+                self._verified.add(self._timeline, self.sequence, error)
+            self.sequence += len(self._reader.index_of(self.sequence).offsets)
+            checker = None
 
-    def _part(self, part: Part, checker: ChainChecker) -> None:
+    def _checked(self, part: Part, checker: ChainChecker | None) -> ChainChecker:
+        """The checker behind `part`; what is wrong with the part is noted."""
+        self.sequence = part.first
+        try:
+            self._part(part, checker)
+        except (DamageError, ConflictError) as error:
+            self._verified.add(self._timeline, part.first, error)
+        self._verified.part_count += 1
+        self._verified.stored_bytes += part.stored_bytes
+        self._progress(self._verified.stored_bytes)
+        self.sequence = part.last + 1
+        return ChainChecker(part.state)
+
+    def _part(self, part: Part, checker: ChainChecker | None) -> None:
+        """`checker` stands before the part; None where what came before it couldn't be read."""
         builder = IndexBuilder()
-        offsets = part.index.offsets.tolist()
-        for event, offset in zip(self._events(part), offsets, strict=True):
-            checker.accept(event)
+        for event, offset in zip(self._events(part), part.index.offsets.tolist(), strict=True):
+            if checker is not None:
+                checker.accept(event)
             builder.add(event, offset)
             self._verified.event_count += 1
             self._verified.transaction_count += isinstance(event.body, TransactionCommitted)
             if isinstance(event.body, ChunksWritten):
                 self._chunks(event, event.body)
-        if checker.state != part.state:
+        if checker is not None and checker.state != part.state:
             raise FormatError(f"part {part.first}", f"an end at {checker.state.link}", str(part.state.link))
         if not _equal(builder.build(), part.index):
             raise FormatError(f"the index of part {part.first}", "what its events say", "another one")

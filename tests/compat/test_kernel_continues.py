@@ -6,19 +6,21 @@ What must hold is known beforehand (tests.support.thin_sessions): neither engine
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from replicator.blockdev.file import FileDevice
+from replicator.blockdev.interface import BlockDevice
 from replicator.errors import DamageError
 from replicator.pool.creation import PoolPlan, create_pool
 from replicator.pool.opening import own_pool
 from replicator.thin.check import check
 from replicator.thin.opening import open_engine
 from replicator.thin.superblock import read_superblock
+from replicator.thin.view import PoolView
 from replicator.units import KIB, MIB
 from tests.support import judges, kernel
 from tests.support.golden import KernelPool
@@ -73,8 +75,18 @@ class Pool:
         assert_sound(self.path / "metadata")
         return result
 
+    def mappings(self, of: Callable[[BlockDevice], PoolView]) -> dict[int, list[object]]:
+        """What each device maps, by the live or the held root."""
+        with FileDevice(self.path / "metadata", read_only=True) as device:
+            view = of(device)
+            return {
+                entry.dev_id: [(keys.tolist(), values.tolist()) for keys, values in view.mappings(entry.root)]
+                for entry in view.devices()
+            }
+
 
 def test_our_pool_is_continued_by_the_kernel_and_by_us_in_turns(guest: kernel.Kernel, tmp_path: Path) -> None:
+    """The kernel leaves the transaction id as it is; once it doesn't, our catalogue is that of another state."""
     pool = Pool(tmp_path / "pool", seed=1)
     with pool.ours() as (_, session):
         for size in (SIZE, SIZE - BLOCK, SMALL):
@@ -87,5 +99,62 @@ def test_our_pool_is_continued_by_the_kernel_and_by_us_in_turns(guest: kernel.Ke
     with FileDevice(pool.path / "metadata", read_only=True) as device:
         current = read_superblock(device).transaction_id
     pool.kernel(guest, end=(("set_transaction_id", current, current + 1),))
+    before = (pool.path / "metadata").read_bytes()
     with pytest.raises(DamageError):
         own_pool(pool.path)
+    assert (pool.path / "metadata").read_bytes() == before
+
+
+def test_a_metadata_snapshot_is_released_by_the_other_engine(guest: kernel.Kernel, tmp_path: Path) -> None:
+    """Ours by the kernel, the kernel's by us; under either, both write what it freezes the mappings of."""
+    pool = Pool(tmp_path / "pool", seed=2)
+    with pool.ours() as (hand, session):
+        session.create(SIZE)
+        session.fill()
+        session.snapshot()
+        ours = hand.pool.set_metadata_snapshot(True)
+        session.steps(30)
+    first = pool.kernel(guest, 15, end=(("release_metadata_snap",), ("reserve_metadata_snap",)))
+    assert held_root(first.status_before) == ours
+    theirs = held_root(first.status_after)
+    frozen = pool.mappings(PoolView.held)
+    assert frozen == pool.mappings(PoolView.live)
+    with pool.ours() as (hand, session):
+        assert hand.pool.status().held_root == theirs
+        session.steps(30)
+        hand.pool.flush()
+        assert pool.mappings(PoolView.held) == frozen != pool.mappings(PoolView.live)
+        assert hand.pool.set_metadata_snapshot(False) == 0
+        session.steps(10)
+    assert held_root(pool.kernel(guest).status_before) == 0
+
+
+def test_the_kernel_reads_what_we_wrote_into_its_pool(
+    guest: kernel.Kernel, tmp_path: Path, kernel_pool_a: KernelPool
+) -> None:
+    """A pool without a catalogue, with a metadata snapshot of its own, which stays."""
+    facts = kernel_pool_a.facts["checkpoints"]["final"]["devices"]
+    sizes = {int(dev_id): int(device["status"].split()[1]) * 512 for dev_id, device in facts.items()}
+    block_bytes = kernel_pool_a.facts["data_block_sectors"] * 512
+    paths = [kernel_pool_a.metadata, kernel_pool_a.data]
+    model, rng = Model(), random.Random(3)
+    with FileDevice(paths[0]) as metadata, FileDevice(paths[1]) as data:
+        engine, _ = open_engine(metadata, data, tmp_path / "dirty")
+        try:
+            for dev_id, size in sizes.items():
+                model.devices[dev_id] = bytearray(engine.open_device(dev_id, size).pread(size, 0))
+            assert model.hashes() == {int(dev_id): device["sha256"] for dev_id, device in facts.items()}
+            hand = EngineHand(engine, sizes)
+            Session(rng, model, hand, block_bytes, devices_max=12).steps(80)
+            assert hand.hashes() == model.hashes()
+        finally:
+            engine.close()
+    assert_sound(paths[0])
+    recorder, before = Recorder(set(model.devices)), model.hashes()
+    sizes = model.sizes()
+    Session(rng, model, recorder, block_bytes, devices_max=12).steps(40)
+    result = seen(guest.boot(guest_script(sizes, recorder.orders, block_bytes // 512), paths).output)
+    assert result.before == before
+    assert result.after == model.hashes()
+    assert held_root(result.status_after) == kernel_pool_a.facts["superblock"]["held_root"]
+    assert_sound(paths[0])

@@ -35,6 +35,7 @@ VIRTUAL_BLOCKS = 5
 SIZE = VIRTUAL_BLOCKS * BLOCK - 8192
 DATA_BLOCKS = 24
 BASE = 1
+OTHER_BOOT = bytes(range(16))
 
 
 class Workload:
@@ -191,12 +192,11 @@ def crash_everywhere(tmp_path: Path, seed: int, steps: int) -> None:
         seen = crash.note, crash.seen
         if same:  # a read, with nothing noted or written since the last crash
             continue
-        dirty = tmp_path / f"dirty-{crash.number}"
+        dirty = tmp_path / "dirty"
         dirty.write_bytes(crash.seen)
         reopen(crash, crash.dead_process("metadata"), crash.dead_process("data"), dirty, power_cut=False)
-        dirty.unlink()
+        dirty.write_bytes(crash.seen[:16] + OTHER_BOOT + crash.seen[32:])
         reopen(crash, crash.power_cut("metadata", chance), crash.power_cut("data", chance), dirty, power_cut=True)
-        dirty.unlink()
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -69,13 +69,12 @@ def run(metadata: FaultyDevice, data: FaultyDevice, dirty: Path) -> tuple[list[t
 @pytest.mark.parametrize("for_good", [False, True], ids=["once", "for-good"])
 @pytest.mark.parametrize("kind", [OperationKind.WRITE, OperationKind.FLUSH, OperationKind.READ])
 def test_the_nth_operation_fails(tmp_path: Path, side: str, for_good: bool, kind: OperationKind) -> None:
-    nth = 0
+    nth, dirty = 0, tmp_path / "dirty"
     while True:
         nth += 1
         fault = Fault(nth, errno.EIO, frozenset({kind}), torn_bytes=1024, for_good=for_good)
         disks = {"metadata": formatted(1 << 20, DATA_BLOCKS), "data": MemoryDevice(DATA_BLOCKS * BLOCK)}
         faulty = {name: FaultyDevice(disk, [fault] if name == side else []) for name, disk in disks.items()}
-        dirty = tmp_path / f"dirty-{nth}"
         answered, failed = within(30, partial(run, faulty["metadata"], faulty["data"], dirty))
         met = bool(faulty[side].met)
         assert met or not failed

@@ -79,8 +79,8 @@ def go(
 ) -> RestoreReport:
     """One run, which dies at its `at`-th call of the writer."""
 
-    def opened_dying(place: Path, *, create: bool = False) -> PlacedWriter:
-        return DyingWriter(open_placed(place, create=create), at)
+    def opened_dying(path: Path, *, create: bool = False) -> PlacedWriter:
+        return DyingWriter(open_placed(path, create=create), at)
 
     settings = RestoreSettings(1, CHUNK_BYTES, 2 * CHUNK_BYTES, opened_dying)
     opened = source.open_point(text, now_ns=NOW_NS)
@@ -172,8 +172,8 @@ def test_what_reads_back_otherwise_is_damage(source: Source, tmp_path: Path) -> 
             if offset_bytes != 0:
                 super().write(data, offset_bytes)
 
-    def forgetful(place: Path, *, create: bool = False) -> PlacedWriter:
-        real = open_placed(place, create=create)
+    def forgetful(path: Path, *, create: bool = False) -> PlacedWriter:
+        real = open_placed(path, create=create)
         return Forgetful(Path(real.name), real._fd)
 
     opened = source.open_point("disk-1@latest", now_ns=NOW_NS)

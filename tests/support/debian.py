@@ -14,6 +14,7 @@ Failures raised: DebianError.
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -75,6 +76,20 @@ class Release:
             run(["dpkg", "-x", str(archive), str(root)], DOWNLOAD_TIMEOUT_S)
         shutil.rmtree(archives)
 
+    def unpack_source(self, package: str, root: Path) -> None:
+        """Download the newest source of `package` that the release has, as its authors published it, into `root`."""
+        for path in (self.folder / "sources").iterdir():
+            path.write_text(with_sources(path.read_text()))
+        self._apt("update", "-qq", timeout_s=UPDATE_TIMEOUT_S)
+        archives = self.folder / "archives"
+        shutil.rmtree(archives, ignore_errors=True)
+        archives.mkdir(parents=True)
+        self._apt("source", "-qq", "--download-only", package, timeout_s=DOWNLOAD_TIMEOUT_S, cwd=archives)
+        root.mkdir(parents=True)
+        for archive in archives.glob("*.orig.tar.*[!c]"):  # not .asc, the signature
+            run(["tar", "-xf", str(archive), "-C", str(root), "--strip-components=1"], DOWNLOAD_TIMEOUT_S)
+        shutil.rmtree(archives)
+
     def _apt(self, verb: str, *arguments: str, timeout_s: float = 120, cwd: Path | None = None) -> str:
         settings = {
             "Dir::Etc::sourcelist": "/dev/null",
@@ -100,6 +115,13 @@ def write_sources(etc: Path, into: Path, machine: str, wanted: str) -> int:
         stanzas = [part for part in path.read_text().split("\n\n") if _stanza_is_ours(part, machine)]
         count += _write(into / path.name, "\n\n".join(stanzas), machine, wanted)
     return count
+
+
+def with_sources(text: str) -> str:
+    """A file of sources of packages, made to name source packages too."""
+    stanzas = re.sub(r"^Types: deb$", "Types: deb deb-src", text, flags=re.MULTILINE)
+    lines = re.findall(r"^deb .*$", text, flags=re.MULTILINE)
+    return stanzas + "".join(f"deb-src{line.removeprefix('deb')}\n" for line in lines)
 
 
 def _write(path: Path, text: str, machine: str, wanted: str) -> int:

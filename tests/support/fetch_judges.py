@@ -1,7 +1,8 @@
 """Gets the judges: other people's programs, unpacked below .cache/judges of the checkout. Run by `make judges`.
 
 Each group of packages goes into a folder of its own, `.cache/judges/GROUP`, made beside and renamed into place; a file
-`GROUP.packages` next to it says what it holds. A group whose file says what is wanted isn't fetched again.
+`GROUP.packages` next to it says what it holds. Some programs are built here, of a source package. A group whose file
+says what is wanted isn't fetched again.
 
 Failures: a group that can't be had is named with the reason. With CI=true in the environment that is an error (exit 1);
 without, the tests that need it are skipped (judges.require).
@@ -14,12 +15,14 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from tests.support import libnbd_programs
 from tests.support.debian import DebianError, Release, machine_release
 
 JUDGES = Path(__file__).resolve().parents[2] / ".cache" / "judges"
@@ -38,11 +41,16 @@ KERNEL_PACKAGES = (
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Packages that are unpacked into one folder; `release` None is this machine's own, with all dependencies."""
+    """Packages that are unpacked into one folder; `release` None is this machine's own, with all dependencies.
+
+    `source`: a source package besides, which `build` (source folder, group's folder) makes programs of.
+    """
 
     name: str
     release: str | None
     packages: tuple[str, ...]
+    source: str = ""
+    build: Callable[[Path, Path], None] | None = None
 
 
 GROUPS = (
@@ -50,12 +58,14 @@ GROUPS = (
     Group("thin-rust", "trixie", ("thin-provisioning-tools",)),  # 1.1.0
     Group("nbd", None, NBD_PACKAGES),
     Group("kernel", None, KERNEL_PACKAGES),
+    Group("libnbd-programs", None, ("libnbd-dev",), libnbd_programs.SOURCE, libnbd_programs.build),
 )
 
 
 def wanted_text(group: Group) -> str:
     """What a group's stamp file must say for it to be left alone."""
-    return f"{group.release or 'own'}: {' '.join(group.packages)}\n"
+    built = f" {group.source}: {libnbd_programs.recipe()}" if group.source else ""
+    return f"{group.release or 'own'}: {' '.join(group.packages)}{built}\n"
 
 
 def is_fetched(group: Group) -> bool:
@@ -76,6 +86,12 @@ def fetch(group: Group, updated: dict[str, Release]) -> None:
     beside, final = JUDGES / f"{group.name}.new", JUDGES / group.name
     shutil.rmtree(beside, ignore_errors=True)
     release.unpack(packages, beside)
+    if group.build is not None:
+        source = JUDGES / f"{group.name}.source"
+        shutil.rmtree(source, ignore_errors=True)
+        release.unpack_source(group.source, source)
+        group.build(source, beside)
+        shutil.rmtree(source)
     shutil.rmtree(final, ignore_errors=True)
     beside.rename(final)
     (JUDGES / f"{group.name}.packages").write_text(wanted_text(group))

@@ -8,6 +8,7 @@ the library path that its unpacked packages need.
     thin-rust   thin-provisioning-tools 1.x (Rust): strict about fill and counts; each run sleeps half a second
     nbd         nbdinfo, nbdcopy, nbdkit, qemu-img, qemu-io, qemu-nbd, nbd-client, fio, mkfs.ext4, e2fsck, debugfs
     libnbd      libnbd's Python module
+    libnbd-programs  libnbd's C programs (tests.support.libnbd_programs)
     kernel      user-mode-linux with its modules (tests.support.kernel)
 
 Invariants
@@ -35,11 +36,13 @@ from typing import Literal
 
 import pytest
 
+from tests.support.libnbd_programs import PROGRAMS
+
 ROOT = Path(__file__).resolve().parents[2]
 JUDGES = ROOT / ".cache" / "judges"
 BIN_FOLDERS = ("usr/bin", "usr/sbin", "bin", "sbin")
 Engine = Literal["cpp", "rust"]
-Judge = Literal["thin-cpp", "thin-rust", "nbd", "libnbd", "kernel"]
+Judge = Literal["thin-cpp", "thin-rust", "nbd", "libnbd", "libnbd-programs", "kernel"]
 ENGINES: tuple[Engine, ...] = ("cpp", "rust")
 NBD_TOOLS = (
     "nbdinfo",
@@ -145,6 +148,11 @@ def nbd_tool(name: str) -> Tool:
     return find_tool("nbd", name)
 
 
+def libnbd_program(name: str) -> Tool:
+    """One of libnbd's C programs."""
+    return find_tool("libnbd-programs", name)
+
+
 def nbdkit_part(kind: Literal["plugin", "filter"], name: str) -> str:
     """What to call nbdkit's plugin or filter: its path where nbdkit was unpacked, else its name."""
     found = sorted((JUDGES / "nbd").glob(f"usr/lib/*/nbdkit/{kind}s/nbdkit-{name}-{kind}.so"))
@@ -210,6 +218,11 @@ def _need_nbd() -> None:
         nbd_tool(name)
 
 
+def _need_libnbd_programs() -> None:
+    for name in PROGRAMS:
+        libnbd_program(name)
+
+
 def _need_kernel() -> None:
     if not (JUDGES / "kernel/usr/bin/linux.uml").exists():
         raise JudgeMissingError("user-mode-linux isn't here: run `make judges`")
@@ -220,6 +233,7 @@ NEEDS: dict[Judge, Callable[[], object]] = {
     "thin-rust": lambda: thin_tool("rust", "thin_check"),
     "nbd": _need_nbd,
     "libnbd": libnbd_module,
+    "libnbd-programs": _need_libnbd_programs,
     "kernel": _need_kernel,
 }
 

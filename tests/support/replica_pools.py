@@ -60,6 +60,7 @@ class ReplicaPool:
 
     def _open(self, folder: Path, data: BlockDevice | None = None) -> None:
         self.here = folder
+        self.closed_by_daemon = False
         engine, replayed = open_engine(
             self.metadata, data or self.data, folder / "dirty", dirty_capacity=_DIRTY_RECORDS
         )
@@ -106,8 +107,9 @@ class ReplicaPool:
         return status.data_blocks - status.data_free_blocks
 
     def close(self) -> None:
-        """End the owner cleanly."""
-        self.pool.close()
+        """End the owner cleanly, unless a daemon did, which closes its pool itself."""
+        if not self.closed_by_daemon:
+            self.pool.close()
         self.catalogue.close()
 
     def assert_clean(self, *, others_too: bool = False) -> None:

@@ -71,7 +71,7 @@ class SourceVolume:
     # -- changes -----------------------------------------------------------------------------------------------
 
     def scribble(self, count: int = 6) -> set[int]:
-        """Some random writes; returns nothing but chunks that were discarded instead."""
+        """Some random writes and discards; returns the chunks that were discarded."""
         discarded: set[int] = set()
         for _ in range(count):
             what = self.random.random()

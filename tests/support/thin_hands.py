@@ -77,8 +77,8 @@ class PoolHand(EngineHand):
 
     def _row(self, dev_id: int) -> Volume | Snapshot | None:
         view = self.pool.view()
-        rows = [each for each in (*view.volumes, *view.snapshots) if each.dev_id == dev_id]
-        return rows[0] if rows else None
+        rows: list[Volume | Snapshot] = [*view.volumes, *view.snapshots]
+        return next((each for each in rows if each.dev_id == dev_id), None)
 
     def _name(self, kind: str) -> str:
         return f"{kind}-{self.pool.view().at_id}-{next(self._numbers)}"

@@ -1,4 +1,4 @@
-"""Random sessions on thin pools: one model, played by whoever writes the pool, here or in the guest with the real kernel.
+"""Random sessions on thin pools: one model, played by whoever writes the pool, here or in the guest's kernel.
 
 Standard library only, since the guest imports it (tests.support.guest).
 
@@ -25,7 +25,6 @@ from tests.support import guest
 
 POOL = "pool"
 BLKDISCARD = 0x1277  # of linux/fs.h; takes offset and length in bytes
-DEVICES_MAX = 7
 LONGEST_WRITE = 300_000
 LONGEST_RUN_BLOCKS = 60
 
@@ -73,7 +72,7 @@ class Session:
     model: Model
     hand: Hand
     block_bytes: int
-    keep: frozenset[int] = frozenset()
+    devices_max: int = 7
 
     def steps(self, count: int) -> None:
         """Writes mostly; now and then a discard, a snapshot, a deletion."""
@@ -92,15 +91,14 @@ class Session:
 
     def snapshot(self, origin: int | None = None) -> None:
         """A snapshot of any device, unless there are many."""
-        if len(self.model.devices) < DEVICES_MAX:
+        if len(self.model.devices) < self.devices_max:
             origin = self._any() if origin is None else origin
             self.model.devices[self.hand.snapshot(origin)] = bytearray(self.model.devices[origin])
 
     def delete(self) -> None:
-        """Any device but those to be kept, while there are more than two."""
-        free = sorted(self.model.devices.keys() - self.keep)
-        if len(self.model.devices) > 2 and free:
-            for gone in self.hand.delete(self.rng.choice(free)):
+        """Any device, while there are more than two; with those that its engine deletes with it."""
+        if len(self.model.devices) > 2:
+            for gone in self.hand.delete(self._any()):
                 del self.model.devices[gone]
 
     def write(self) -> None:
@@ -263,6 +261,8 @@ class _Player:
         fcntl.ioctl(self._fd(dev_id), BLKDISCARD, struct.pack("=QQ", offset, length))
 
     def message(self, *words: str | int) -> None:
+        for dev_id in self.sizes:
+            self._close(dev_id)
         guest.message(POOL, *words)
 
 

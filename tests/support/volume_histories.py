@@ -7,6 +7,7 @@ into several segments, may be aborted first, may get labels; a history may fork 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -104,6 +105,17 @@ class History:
         touched = range(offset_bytes // CHUNK_BYTES, chunk_count_of(offset_bytes + len(data)))
         masks = {chunk: _differing(before, self._disk, chunk) for chunk in touched}
         return self.commit(self._written(masks), *labels)
+
+    def write_pages(self, data: bytes, pages: Sequence[int]) -> int:
+        """A transaction that writes these pages, ascending, a page of `data` each; only the first content is kept."""
+        masks: dict[int, int] = {}
+        for i, page in enumerate(pages):
+            self._disk[page * PAGE_BYTES : (page + 1) * PAGE_BYTES] = data[i * PAGE_BYTES : (i + 1) * PAGE_BYTES]
+            masks[page // 16] = masks.get(page // 16, 0) | 1 << page % 16
+        number = self.commit(self._written(masks))
+        for place in list(self.contents)[1:]:
+            del self.contents[place]
+        return number
 
     def label(self, place: tuple[int, int], label: str) -> None:
         """PointLabelled for an earlier point."""

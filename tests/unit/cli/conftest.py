@@ -20,7 +20,7 @@ def command(capfd: pytest.CaptureFixture[str]) -> Command:
 
 @pytest.fixture
 def pool(tmp_path: Path) -> Path:
-    make_pool(tmp_path / "pool", 64 << 20)
+    make_pool(tmp_path / "pool", 16 << 20)
     return tmp_path / "pool"
 
 

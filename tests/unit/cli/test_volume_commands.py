@@ -11,6 +11,10 @@ from uuid import UUID
 
 import pytest
 
+from replicator.pool.catalogue_schema import Position, Role
+from replicator.pool.changes import Put
+from replicator.pool.interface import Switch
+from replicator.pool.opening import own_pool
 from tests.support.command_line import Command, tree_of
 from tests.support.golden import KernelPool
 from tests.support.pool_owner import owned_by_child, served
@@ -212,3 +216,20 @@ def test_a_kernels_pool_is_listed_and_every_device_exports_what_the_kernel_read(
     after = tree_of(folder)
     after.pop("lock", None)
     assert after == before
+
+
+def test_a_replica_is_changed_by_its_log_only(command: Command, pool: Path, image: Path) -> None:
+    made = command("volume", "import", pool, "vm1", image, "--json").document
+    command("volume", "snapshot", pool, "vm1", "s")
+    applied = Position(UUID(made["uuid"]), Role.APPLIED, 1, 1, b"", 1, 1)
+    with own_pool(pool) as opened:
+        opened.switch(Switch(changes=(Put(applied),)))
+    for line in (
+        ["import", pool, "vm1", image],
+        ["rollback", pool, "vm1", "s"],
+        ["resize", pool, "vm1", "--size", "+1MiB"],
+    ):
+        error = command("volume", *line, "--yes", "--json", code=4).error
+        assert "clone" in error["mend"]
+    command("volume", "clone", pool, "vm1", "copy")
+    command("volume", "import", pool, "copy", image, "--yes")

@@ -24,11 +24,12 @@ from replicator.pool.control import (
     body_of_request,
     error_of,
 )
+from replicator.pool.control_connection import ControlConnection
 from replicator.pool.control_values import Blocks, DevIds, ExportFacts, ListenAsked, Nothing
 from replicator.pool.interface import Filling, Switch
 from replicator.pool.locks import PoolLock
 from replicator.pool.opening import OwnedPool, open_pool, own_pool
-from replicator.pool.remote import ControlConnection, RemotePool
+from replicator.pool.remote import RemotePool
 from tests.support.pool_owner import make_pool, served
 
 HELLO = Frame(Kind.REQUEST, 1, body_of_request("hello", HelloAsked(PROTOCOL_VERSION, 1)))
@@ -183,13 +184,25 @@ def test_a_client_that_was_cut_off_gets_nothing_taken_away(pool: OwnedPool) -> N
     assert pool.status().data_free_blocks == free - 10
 
 
+def test_a_client_that_dies_before_it_reads_its_answer_loses_no_blocks(pool: OwnedPool) -> None:
+    """X1: the kernel says ECONNRESET then, and not the end."""
+    free = pool.status().data_free_blocks
+    for _ in range(5):
+        with sockets.connect(pool.path, "control", 20) as connection:
+            connection.sendall(HELLO.pack())
+            connection.sendall(Frame(Kind.REQUEST, 2, body_of_request("reserve", {"count": 10})).pack())
+    _until(pool.path, lambda: pool.status().data_free_blocks == free)
+
+
 def test_writers_is_held_while_blocks_are_reserved(pool: OwnedPool) -> None:
     """R2 of remote: a new owner would wait for this client."""
     near = RemotePool(pool.path)
     near.reserve(1)
-    pool_lock = PoolLock.write(pool.path)
-    pool_lock.release()
+    pool.close()
+    with pytest.raises(ConflictError, match="still writes"):
+        PoolLock.only_writer(pool.path, wait_s=0)
     near.close()
+    PoolLock.only_writer(pool.path, wait_s=0).release()
 
 
 def test_calls_fail_when_the_owner_has_gone_and_leases_fall(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from replicator.pool import volumes
 from replicator.pool.catalogue_schema import OriginKind, Prepared, Purpose, Setting, Snapshot
 from replicator.pool.changes import Put
 from replicator.pool.interface import Pool, Switch
-from replicator.pool.opening import OwnedPool
+from replicator.pool.opening import OwnedPool, own_pool
 from replicator.pool.origins import identify_origin, open_origin
 from replicator.pool.remote import RemotePool
 from replicator.units import MIB
@@ -121,6 +121,16 @@ def test_a_deleted_volume_takes_what_is_said_with_it(pool: OwnedPool) -> None:
             volumes.delete_snapshot(pool, "snap")
     assert volumes.sweep_hidden(pool) == 1
     assert not pool.facts(()) and not pool.view().snapshots
+
+
+def test_what_a_dead_client_left_hidden_is_swept_at_the_next_opening(tmp_path: Path) -> None:
+    make_pool(tmp_path / "pool")
+    with own_pool(tmp_path / "pool") as pool:
+        row = volumes.create_volume(pool, "disk", MIB)
+        hidden = Snapshot(9, row.uuid, Purpose.USER, 5, MIB, hidden=True)
+        pool.switch(Switch(snapshot=((9, row.dev_id),), changes=(Put(hidden),)))
+    with own_pool(tmp_path / "pool") as pool:
+        assert not pool.view().snapshots and not pool.facts((9,))
 
 
 def test_a_volume_in_use_is_not_deleted(pool: OwnedPool) -> None:

@@ -15,12 +15,20 @@ from receiver.errors import ChunkMismatchError, ReplicaConflictError, RoomError
 from receiver.facts import Activity
 from replicator.errors import UnavailableError
 from replicator.events.beacon import Beacon
-from replicator.events.bodies import PointLabelled, PublisherOpened, TimelineEnded, TimelineStarted, VolumeRenamed
+from replicator.events.bodies import (
+    PointLabelled,
+    PublisherOpened,
+    TimelineEnded,
+    TimelineStarted,
+    TransactionBegan,
+    VolumeRenamed,
+)
 from replicator.events.chain import seal
 from replicator.events.chunks import ChunksWritten
 from replicator.events.codec import Event
 from replicator.events.state import StreamState
-from replicator.events.stream_errors import ForkError, GapError, OtherHistoryError
+from replicator.events.stream_errors import ForkError, GapError, OtherHistoryError, WrongBaseError
+from replicator.events.values import DeltaKind, StateName
 from replicator.log.errors import SegmentError
 from replicator.log.object_log import ObjectLog
 from replicator.pool.catalogue_schema import Purpose, Role, Volume
@@ -100,6 +108,13 @@ def test_a_fork_within_an_epoch(replica: ReplicaPool, source: SourceVolume) -> N
     beyond = [event for event in other.events if event.header.sequence > source.state.sequence]
     events = source.events + beyond[:1]
     stops(replica, source, scripted(events, source.state), ForkError, 3)
+
+
+def test_a_wrong_base(replica: ReplicaPool, source: SourceVolume) -> None:
+    wrong = replace(source.state, committed=StateName(1, 3, bytes(16)))
+    began = TransactionBegan(4, UUID(int=4), wrong.committed, source.now_ns, SIZE, 1, DeltaKind.DELTA)
+    event, _ = seal(wrong, began)
+    stops(replica, source, scripted([*source.events, event], source.state), WrongBaseError, 3)
 
 
 def test_duplicates_and_an_earlier_epoch_are_skipped_and_counted(replica: ReplicaPool, source: SourceVolume) -> None:
@@ -275,12 +290,17 @@ def test_a_log_that_is_away_is_tried_again(replica: ReplicaPool, source: SourceV
     source.publish(log)
     seen: list[Activity] = []
     away = AwayLog(log, 3)
+
+    def stopping() -> bool:
+        seen.append(followed.progress.activity)
+        return applied_number(replica, source) == 3
+
     followed = follower(
         replica,
         source,
         cast("ObjectLog", away),
         waiter=waiter,
-        stopping=lambda: bool(seen.append(followed.progress.activity)) or applied_number(replica, source) == 3,
+        stopping=stopping,
     )
     followed.run()
     assert Activity.UNREACHABLE in seen and followed.progress.failure is None

@@ -1,4 +1,4 @@
-"""The source host in one process, on a clock that the test drives: rounds, outages, kills, groups, beacons and status."""
+"""The source host in one process, on a clock that the test drives: rounds, outages, kills, groups, beacons, status."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from replicator.pool.interface import Switch
 from replicator.units import MIB
 from tests.support.agent_world import VOLUME, Replica, SourceHost, context_of, unsynced_log
 from tests.support.faulty_log import FaultyLog, KilledError, LogFault
-from tests.support.manual_clock import ManualClock
+from tests.support.manual_clock import SECOND_NS, ManualClock
 
 OTHER = UUID("6f1c0000-0000-4000-8000-00000000beef")
 THIRD = UUID("6f1c0000-0000-4000-8000-00000000f00d")
@@ -71,7 +71,7 @@ def published(host: SourceHost, uuid: UUID = VOLUME) -> int:
 
 def state_of(host: SourceHost, worker: GroupWorker, clock: ManualClock) -> dict[str, object]:
     facts = Gatherer(str(host.path), "log").facts(host.pool, [worker], clock.monotonic())
-    now = max(clock.now_ns(), *(each.equal_until_ns or 0 for each in facts.volumes))
+    now = max(each.equal_until_ns or 0 for each in facts.volumes) + SECOND_NS // 2  # cuts are stamped by the pool
     return document(facts, now, UTC)
 
 

@@ -1,0 +1,85 @@
+"""The contract of parts (log/parts, P1 to P3), on every log, by its own reader and by the one made from events."""
+
+from __future__ import annotations
+
+import random
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from replicator.events.chunks import ChunksDiscarded, ChunksWritten, ChunksZeroed
+from replicator.events.frames import Decompressor
+from replicator.log.errors import TrimmedError
+from replicator.log.object_log import ObjectLog, directory_log
+from replicator.log.parts import EventParts, IndexedReader, indexed
+from tests.support.event_streams import VOLUME
+from tests.support.memory_objects import MemoryStore
+from tests.support.volume_histories import History
+
+DATA = (ChunksDiscarded, ChunksZeroed, ChunksWritten)
+
+
+@pytest.fixture(params=["directory", "memory", "directory from events", "memory from events"])
+def reader(request: pytest.FixtureRequest, tmp_path: Path) -> IndexedReader:
+    place, _, how = request.param.partition(" ")
+    if place == "directory":
+        log = directory_log(tmp_path / "log", create=True)
+    else:
+        log = ObjectLog(MemoryStore(), create=True)
+    history = History(log, random.Random(3), 5 * 65536 + 512)
+    for i in range(6):
+        history.transaction(resize=i == 3, abort_first=i == 2)
+    history.close()
+    found = log.reader(VOLUME, 1)
+    return EventParts(found) if how else indexed(found)
+
+
+def test_parts_cover_the_stream(reader: IndexedReader) -> None:
+    events = list(reader.read(1))
+    parts = list(reader.parts(1))
+    assert parts[0].first == 1 and parts[-1].state == reader.tail() and parts[-1].last == events[-1].header.sequence
+    assert all(before.last + 1 == after.first for before, after in pairwise(parts))
+    facts = [event for part in parts for event in part.facts]
+    assert facts == [event for event in events if not isinstance(event.body, DATA)]
+    for part in parts:
+        assert part.state.sequence == part.last and reader.index_of(part.first).counts == part.index.counts
+
+
+def test_frames_are_those_of_the_events(reader: IndexedReader) -> None:
+    decompressor = Decompressor()
+    for part in reader.parts(1):
+        inside = [event.body for event in reader.read(part.first)][: part.last - part.first + 1]
+        stored = [
+            bytes(decompressor.expand(row[1], row[2], frame))
+            for body in inside
+            if isinstance(body, ChunksWritten)
+            for row, frame in zip(body.frame_rows.tolist(), body.frames, strict=True)
+        ]
+        found = [
+            bytes(reader.frame(part.first, number, row, decompressor))
+            for number, row in enumerate(part.index.frames.tolist())
+        ]
+        assert found == stored
+
+
+def test_parts_may_begin_anywhere(reader: IndexedReader) -> None:
+    parts = list(reader.parts(1))
+    for part in parts:
+        for sequence in (part.first, part.last):
+            found = list(reader.parts(sequence))
+            assert [each.last for each in found] == [each.last for each in parts if each.last >= sequence]
+    assert list(reader.parts(parts[-1].last + 1)) == []
+
+
+def test_trimmed_parts_are_gone(tmp_path: Path) -> None:
+    log = directory_log(tmp_path / "log", create=True)
+    history = History(log, random.Random(3), 65536)
+    for _ in range(4):
+        history.transaction()
+    history.close()
+    kept = log.trim(VOLUME, 1, history.state.sequence)
+    reader = log.reader(VOLUME, 1)
+    with pytest.raises(TrimmedError):
+        list(reader.parts(kept - 1))
+    assert next(iter(reader.parts(kept))).first == kept

@@ -1,0 +1,211 @@
+"""The agent as a daemon: built, asked over its socket, stopped; and the commands over a pool on disk."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import StringIO
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from click.testing import CliRunner
+
+from agent.cli import agent as commands
+from agent.clock import SystemClock
+from agent.config import AgentConfig, GroupConfig
+from agent.cut import GroupPublisher
+from agent.daemon import SOCKET_NAME, Agent
+from agent.decide import FencedError
+from agent.journal import Journal
+from agent.running import ask_agent, publish_once, status_of
+from replicator.errors import ConflictError, NotFoundError, ReplicatorError
+from replicator.log.opening import open_log
+from replicator.pool.catalogue_schema import Role
+from replicator.pool.registrations import registrations
+from replicator.units import MIB
+from tests.support.agent_world import VOLUME, Replica, SourceHost, context_of
+from tests.support.manual_clock import ManualClock
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SourceHost]:
+    """A pool with one volume; daemons register in a folder of the test's."""
+    monkeypatch.setenv("REPLICATOR_RUNTIME_DIR", str(tmp_path / "run"))
+    made = SourceHost(tmp_path)
+    made.create("disk", 4 * MIB)
+    made.write(0, b"first" * 1000)
+    yield made
+    made.close()
+
+
+class Running:
+    """An agent in a thread, over the host's pool; `lines` is its journal."""
+
+    def __init__(self, host: SourceHost, config: AgentConfig) -> None:
+        self.clock, self.lines = SystemClock(), StringIO()
+        self.error: ReplicatorError | None = None
+        self.ended: list[object] = []
+        self.agent = Agent(
+            config,
+            connect_pool=lambda: Unclosed(host),
+            open_log=lambda create: open_log(config.log, create=create),
+            end_exporter=self.ended.append,
+            clock=self.clock,
+            stop=self.clock.stop,
+            wake=self.clock.wake,
+            new_uuid=uuid4,
+            chance=lambda: 0.5,
+            host="alpha",
+            journal=Journal(self.lines, self.clock.now_ns),
+        )
+        self.ready = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        try:
+            self.agent.run()
+        except ReplicatorError as error:
+            self.error = error
+        finally:
+            self.ready.set()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def join(self) -> None:
+        self._thread.join(60)
+        assert not self._thread.is_alive()
+
+
+class Unclosed:
+    """The host's pool, which outlives the agent as an exporter's does."""
+
+    def __init__(self, host: SourceHost) -> None:
+        self._host = host
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._host.pool, name)
+
+    def close(self) -> None:
+        """It is the host's."""
+
+
+@contextmanager
+def running(host: SourceHost, config: AgentConfig) -> Iterator[Running]:
+    """A running agent, asked for a cut, so that it is known to be up; stopped at the end."""
+    made = Running(host, config)
+    made.start()
+    try:
+        wait_until_up(host, made)
+        yield made
+    finally:
+        made.clock.stop()
+        made.join()
+
+
+def wait_until_up(host: SourceHost, made: Running) -> None:
+    while not made.ready.wait(0.02):
+        try:
+            if ask_agent(host.path, "status")["volumes"]:
+                return
+        except NotFoundError:
+            continue
+
+
+def config_of(host: SourceHost, tmp_path: Path, **more: object) -> AgentConfig:
+    return AgentConfig(host.path, str(tmp_path / "log"), interval_s=0.1, **more)  # type: ignore[arg-type]  # its own names
+
+
+def test_a_daemon_publishes_answers_and_stops(host: SourceHost, tmp_path: Path) -> None:
+    with running(host, config_of(host, tmp_path)) as made:
+        points = ask_agent(host.path, "snapshot", labels=["one"])["points"]
+        assert [(each["volume"], each["labels"]) for each in points] == [("disk", ["one"])]
+        status = ask_agent(host.path, "status")
+        assert status["protected"] and status["exporter_pid"] is None
+        assert status["headline"].startswith("PROTECTED, would lose")
+        assert [each.kind for each in registrations()] == ["agent"]
+        assert ask_agent(host.path, "pause")["headline"].startswith("PAUSED")
+        host.write(0, b"later")
+        assert ask_agent(host.path, "resume")["severity"] == 0
+        ask_agent(host.path, "snapshot")
+        with pytest.raises(NotFoundError, match="there are disk"):
+            ask_agent(host.path, "snapshot", volumes=["other"])
+        with pytest.raises(ConflictError):
+            Running(host, config_of(host, tmp_path)).agent.run()
+        ask_agent(host.path, "stop")
+        made.join()
+        assert made.error is None and len(made.ended) == 1
+    assert not registrations() and not (host.path / SOCKET_NAME).exists()
+    assert Replica.of(open_log(str(tmp_path / "log"))).content == host.content()
+    events = [json.loads(line)["event"] for line in made.lines.getvalue().splitlines()]
+    assert events[0] == "agent started" and events[-1] == "agent stopped"
+
+
+def test_a_fenced_daemon_ends_with_its_error(host: SourceHost, tmp_path: Path) -> None:
+    made = Running(host, config_of(host, tmp_path))
+    made.start()
+    wait_until_up(host, made)
+    ask_agent(host.path, "snapshot")
+    log = open_log(str(tmp_path / "log"))
+    second = GroupPublisher(context_of(host, log, ManualClock()), [VOLUME])
+    second.settle_down()
+    host.write(0, b"a change that the first one can't publish")
+    made.join()
+    second.close()
+    assert isinstance(made.error, FencedError) and made.error.exit_code == 4
+    assert made.ended == [], "the disks stay up"
+
+
+def test_volumes_that_come_later_are_published_too(host: SourceHost, tmp_path: Path) -> None:
+    made = Running(host, config_of(host, tmp_path, groups=(GroupConfig("g", ("disk",), 0.1),)))
+    made.start()
+    wait_until_up(host, made)
+    other = host.create("second", MIB, uuid=uuid4(), dev_id=9)
+    made.agent.plan_workers(host.pool.view())
+    points = ask_agent(host.path, "snapshot")["points"]
+    assert sorted(each["volume"] for each in points) == ["disk", "second"]
+    assert host.pool.view().position(other, Role.PUBLISHED) is not None
+    made.clock.stop()
+    made.join()
+
+
+def test_a_log_that_vanished_is_not_taken_for_a_new_one(host: SourceHost, tmp_path: Path) -> None:
+    with running(host, config_of(host, tmp_path)):
+        ask_agent(host.path, "snapshot")
+    (tmp_path / "log").rename(tmp_path / "unmounted")
+    again = Running(host, config_of(host, tmp_path))
+    again.start()
+    again.join()
+    assert isinstance(again.error, NotFoundError)
+    assert not (tmp_path / "log").exists()
+
+
+def test_publish_once_makes_incrementals_in_a_row(host: SourceHost, tmp_path: Path) -> None:
+    log = str(tmp_path / "log")
+    host.close()
+    first = publish_once(host.path, log, (), ())
+    assert [(each["volume"], each["number"], each["changed"]) for each in first] == [("disk", 1, True)]
+    assert [each["changed"] for each in publish_once(host.path, log, ("disk",), ())] == [False]
+    assert [each["number"] for each in publish_once(host.path, log, (), ("nightly",))] == [2]
+    host.reopen_closed()
+    assert Replica.of(open_log(log)).content == host.content()
+    assert status_of(host.path)["headline"].startswith("NOT PROTECTED: no agent runs")
+
+
+def test_the_commands(host: SourceHost, tmp_path: Path) -> None:
+    runner, log = CliRunner(), str(tmp_path / "log")
+    with running(host, config_of(host, tmp_path)):
+        shown = runner.invoke(commands, ["status", str(host.path)])
+        assert shown.exit_code == 0 and "PROTECTED" in shown.output
+        assert json.loads(runner.invoke(commands, ["status", str(host.path), "--json"]).output)["kind"] == "agent"
+        assert "disk@" in runner.invoke(commands, ["snapshot", str(host.path), "--label", "x"]).output
+        assert "disk@" in runner.invoke(commands, ["publish", str(host.path), "--log", log]).output, "the agent's cut"
+        assert "PAUSED" in runner.invoke(commands, ["pause", str(host.path)]).output
+        assert "PAUSED" not in runner.invoke(commands, ["resume", str(host.path), "disk"]).output
+        refused = runner.invoke(commands, ["publish", str(host.path), "--log", str(tmp_path / "elsewhere")])
+        assert isinstance(refused.exception, ConflictError)
+        assert "has stopped" in runner.invoke(commands, ["stop", str(host.path)]).output
+    assert isinstance(runner.invoke(commands, ["snapshot", str(host.path)]).exception, NotFoundError)

@@ -1,0 +1,129 @@
+"""Points of a replica: materialised as the policy says, retired, never under a reader; verified against the log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from receiver.apply import ApplySettings
+from receiver.retain import ROUND_POINTS, Retainer
+from receiver.verify import Target, Verified, verify_point
+from replicator.errors import NotFoundError
+from replicator.history.retention import RetentionPolicy
+from replicator.log.object_log import ObjectLog
+from replicator.pool.catalogue_schema import Purpose, Snapshot
+from replicator.units import GIB
+from tests.support.receivers import follower, memory_log
+from tests.support.replica_pools import ReplicaPool
+from tests.support.replica_streams import SourceVolume, random_source
+
+SIZE = 20 * 65536 + 512
+DENSE = RetentionPolicy(materialise_every_s=1)
+GONE = RetentionPolicy(materialise_every_s=1, keep_all_days=0, hourly_days=0, daily_days=0, monthly_count=0)
+
+
+@pytest.fixture
+def replica(tmp_path: Path) -> Iterator[ReplicaPool]:
+    pool = ReplicaPool(tmp_path)
+    yield pool
+    pool.assert_clean(others_too=True)
+
+
+def applied(replica: ReplicaPool, source: SourceVolume, policy: RetentionPolicy) -> ObjectLog:
+    log = memory_log()
+    source.publish(log)
+    follower(replica, source, log, settings=ApplySettings(GIB, policy)).follow(None)
+    return log
+
+
+def points(replica: ReplicaPool, volume: UUID) -> list[Snapshot]:
+    return replica.pool.view().snapshots_of(volume, Purpose.POINT)
+
+
+def test_one_a_minute_and_each_labelled_one(replica: ReplicaPool) -> None:
+    source = SourceVolume(1, SIZE, step_s=20)
+    for number in range(1, 9):
+        source.transaction(source.scribble(2), ["before-upgrade"] if number == 3 else [])
+    applied(replica, source, RetentionPolicy())
+    assert [each.number for each in points(replica, source.uuid)] == [1, 3, 6]
+    assert points(replica, source.uuid)[1].labels == ("before-upgrade",)
+
+
+def test_retired_ones_are_deleted_and_never_under_a_reader(replica: ReplicaPool) -> None:
+    source = random_source(2, SIZE, 6, resizing=False)
+    applied(replica, source, DENSE)
+    before = points(replica, source.uuid)
+    assert [each.number for each in before] == [1, 2, 3, 4, 5, 6]
+    retainer = Retainer(GONE, lambda: source.now_ns + 1)
+    with replica.pool.lease([before[1].dev_id]):
+        done = retainer.round(replica.pool)
+        assert done.in_use == (before[1].dev_id,) and len(done.deleted) == 4
+        assert [each.number for each in points(replica, source.uuid)] == [2, 6], "the one being read is shown again"
+        assert replica.read(before[1].dev_id, before[1].size_bytes) == source.images[2]
+        assert retainer.round(replica.pool).in_use == (), "and left alone for some rounds"
+    for _ in range(10):
+        retainer.round(replica.pool)
+    assert [each.number for each in points(replica, source.uuid)] == [6]
+    assert sorted(each.number for each in replica.pool.points(source.uuid, 99)) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_round_is_bounded_and_a_killed_one_goes_on(replica: ReplicaPool) -> None:
+    source = random_source(3, 4 * 65536, ROUND_POINTS + 8, resizing=False)
+    applied(replica, source, DENSE)
+    retainer = Retainer(GONE, lambda: source.now_ns + 1)
+    first = retainer.round(replica.pool)
+    assert len(first.hidden) == len(first.deleted) == ROUND_POINTS
+    replica.kill()
+    assert len(retainer.round(replica.pool).deleted) == 7
+    assert [each.number for each in points(replica, source.uuid)] == [ROUND_POINTS + 8]
+
+
+def verified(replica: ReplicaPool, log: ObjectLog, point: Snapshot, window: int) -> Verified:
+    target = Target(point.volume, point.timeline, point.number, point.size_bytes)
+    content = replica.read(point.dev_id, point.size_bytes)
+    with replica.pool.lease([point.dev_id]) as lease:
+        lineage = replica.pool.view().lineage(point.volume)
+        return verify_point(
+            log, target, lineage, lambda length, offset: content[offset : offset + length], lease, window
+        )
+
+
+@pytest.mark.parametrize("window", [5, 1 << 20])
+def test_every_point_is_what_the_log_says(replica: ReplicaPool, window: int) -> None:
+    source = random_source(4, SIZE, 6)
+    log = applied(replica, source, DENSE)
+    for point in points(replica, source.uuid):
+        found = verified(replica, log, point, window)
+        assert found.is_equal and not found.unknown_count and found.chunk_count == -(-point.size_bytes // 65536)
+
+
+def test_a_rotten_chunk_is_found(replica: ReplicaPool) -> None:
+    source = SourceVolume(5, SIZE)
+    source.data[:] = b"\x05" * SIZE
+    source.transaction()
+    log = applied(replica, source, DENSE)
+    (point,) = points(replica, source.uuid)
+    at = replica.data.content().index(b"\x05" * 65536)
+    replica.data.pwrite(b"\x06", at + 70_000)
+    found = verified(replica, log, point, 1 << 20)
+    assert not found.is_equal and found.differing_count == 1 and len(found.differing) == 1
+
+
+def test_what_was_trimmed_is_unknown_and_what_isnt_there_is_refused(replica: ReplicaPool) -> None:
+    source, log = SourceVolume(6, SIZE), memory_log()
+    source.data[:] = b"\x05" * SIZE
+    source.transaction()
+    source.publish(log)
+    source.data[0] = 1
+    source.transaction()
+    source.publish(log)
+    follower(replica, source, log, settings=ApplySettings(GIB, DENSE)).follow(None)
+    log.trim(source.uuid, 1, source.state.sequence)
+    last = points(replica, source.uuid)[-1]
+    found = verified(replica, log, last, 1 << 20)
+    assert found.is_equal and found.chunk_count == 1 and found.unknown_count == 20
+    with pytest.raises(NotFoundError, match="doesn't hold transaction 1:1"):
+        verified(replica, log, points(replica, source.uuid)[0], 1 << 20)
