@@ -19,7 +19,8 @@ from replicator.blockdev.file import FileDevice
 from replicator.blockdev.interface import BlockDevice
 from replicator.events.frames import LEVEL_DEFAULT
 from replicator.log.interface import Log
-from replicator.pool.catalogue_schema import Origin, OriginKind
+from replicator.pool import origins
+from replicator.pool.catalogue_schema import Origin
 from replicator.pool.interface import Pool
 
 
@@ -68,15 +69,11 @@ def open_files(pool: Pool) -> Iterator[PoolFiles]:
 @contextmanager
 def open_origin(origin: Origin) -> Iterator[BlockDevice]:
     """A volume's external origin, for reading."""
-    if origin.kind is not OriginKind.NBD:
-        with _opened(Path(origin.location)) as device:
-            yield device
-        return
-    from replicator.blockdev.nbd import NbdDevice
-    from replicator.nbd.uri import NbdUri
-
-    with NbdDevice(NbdUri.parse(origin.location), read_only=True) as remote:
-        yield remote
+    device = origins.open_origin(origin)
+    try:
+        yield device
+    finally:
+        device.close()
 
 
 @contextmanager

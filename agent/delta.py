@@ -285,7 +285,8 @@ def _follows(offsets: Offsets) -> npt.NDArray[np.bool_]:
     """Between each two rows: whether they lie one behind the other on the data device, or are both unmapped."""
     before, after = offsets[:-1], offsets[1:]
     found: npt.NDArray[np.bool_] = (after == before + np.int64(CHUNK_BYTES)) & (before >= 0)
-    return found | ((after == _NOWHERE) & (before == _NOWHERE))
+    found |= (after == _NOWHERE) & (before == _NOWHERE)
+    return found
 
 
 def runs_of(follows: npt.NDArray[np.bool_]) -> Iterator[tuple[int, int]]:

@@ -16,6 +16,7 @@ from agent.status import AgentFacts, Room, VolumeFacts
 from agent.worker import GroupWorker
 from replicator.errors import ReplicatorError
 from replicator.events.state import StreamState
+from replicator.history.protection import Failure
 from replicator.pool.catalogue_schema import Position, Purpose, Role, Volume
 from replicator.pool.interface import Pool, PoolStatus
 from replicator.pool.view import CatalogueView
@@ -57,6 +58,31 @@ class Gatherer:
             room = Room(status.data_free_blocks * size, status.data_blocks * size, self._room.lasts_s())
         exporter = None if owner == os.getpid() else owner
         return AgentFacts(self._path, self._log, os.getpid(), exporter, tuple(volumes), room)
+
+    def without_agent(self, view: CatalogueView, now_ns: int, mend: str) -> AgentFacts:
+        """What the catalogue alone tells when no agent runs: since each volume's last transaction, nothing is sure."""
+        volumes = []
+        for row in view.volumes:
+            position = view.position(row.uuid, Role.PUBLISHED)
+            if view.position(row.uuid, Role.APPLIED) is None:
+                since = position.timestamp_ns if position else row.created_ns
+                base, prepared = _base(view, row.uuid), view.prepared_of(row.uuid)
+                volumes.append(
+                    VolumeFacts(
+                        row.name,
+                        str(row.uuid),
+                        row.created_ns,
+                        1.0,
+                        position.timeline if position else 1,
+                        position.number if position else 0,
+                        position.timestamp_ns if position else None,
+                        failure=Failure(min(since, now_ns), f"no agent runs for {self._path}", mend),
+                        waiting_number=prepared.number if prepared else None,
+                        base_dev_id=base[0] if base else None,
+                        base_since_ns=base[1] if base else None,
+                    )
+                )
+        return AgentFacts(self._path, self._log, 0, None, tuple(volumes))
 
     def _has_changed(self, pool: Pool, view: CatalogueView, volume: Volume) -> bool | None:
         """Whether the volume differs from its base; None where dirty mappings leave it open."""

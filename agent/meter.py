@@ -10,6 +10,9 @@ from collections import deque
 WINDOW_S = 60.0
 """Rates are means over the last minute: steady enough to read, quick enough to see a change."""
 
+ROOM_S_MIN = 30.0
+"""Over less than this a burst would look like the end."""
+
 SAMPLES_MAX = 600
 """A sample a second for ten minutes; more come only from a clock that stands."""
 
@@ -49,6 +52,6 @@ class RoomMeter:
         if len(samples) < 2:
             return None
         (first_s, first), (last_s, last) = samples[0], samples[-1]
-        if last >= first or last_s <= first_s:
+        if last >= first or last_s - first_s < ROOM_S_MIN:
             return None
         return last * (last_s - first_s) / (first - last)

@@ -63,7 +63,7 @@ from replicator.events.bodies import (
     VolumeCreated,
     VolumeRenamed,
 )
-from replicator.events.state import OpenTransaction, StreamState
+from replicator.events.state import Life, OpenTransaction, StreamState
 from replicator.events.values import Consistency, DeltaKind
 from replicator.pool.catalogue_schema import Prepared, Role, Snapshot, Volume
 from replicator.pool.interface import Lease
@@ -151,6 +151,15 @@ class VolumePublisher:
             self._appender = Appender(self._context.log, self.volume, timeline, self._context.pass_bytes)
         return self._end.state if self._end.is_settled else self._end.settle()
 
+    def _require_log(self, published: int) -> None:
+        """A log without any volume, to which we have published, isn't there: it isn't taken for one that was emptied."""
+        log = self._context.log
+        with log_errors():
+            is_there = bool(log.volumes())
+        if not is_there:
+            mend = "mount it, or put it back"
+            raise LogAwayError(f"{log.name} holds nothing, though {published} transactions were published", mend=mend)
+
     def _facts(self) -> Facts:
         pool = self._context.pool()
         view = pool.view()
@@ -158,6 +167,8 @@ class VolumePublisher:
         position = view.position(self.volume, Role.PUBLISHED)
         timeline = position.timeline if position else view.lineage(self.volume).current
         tail = self._tail(timeline)
+        if position is not None and tail.life is Life.EMPTY:
+            self._require_log(position.number)
         base_there = target_there = unchanged = False
         if prepared is not None:
             wanted = [each for each in (prepared.base_dev_id, prepared.target_dev_id) if each is not None]

@@ -14,8 +14,11 @@ import random
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -28,9 +31,10 @@ from agent.config import AgentConfig
 from agent.context import Context, open_files, open_origin
 from agent.cut import GroupPublisher, points_of, published_volumes
 from agent.daemon import SOCKET_NAME, Agent
+from agent.gather import Gatherer
 from agent.journal import Journal
 from agent.ratelimit import TokenBucket
-from agent.status import SCHEMA_VERSION
+from agent.status import document
 from replicator.errors import ConflictError, NotFoundError, UnavailableError
 from replicator.history.names import check_label
 from replicator.log.opening import log_url, open_log
@@ -39,6 +43,7 @@ from replicator.pool.control_values import ListenAsked
 from replicator.pool.daemons import ANSWER_S, ask
 from replicator.pool.interface import Pool
 from replicator.pool.opening import open_pool, require_pool
+from replicator.pool.reading import read_pool
 from replicator.pool.remote import RemotePool
 
 HOST_CHARACTERS_MAX = 200
@@ -55,6 +60,7 @@ def host_name() -> str:
 def run_agent(config: AgentConfig) -> None:
     """Run until SIGTERM, SIGINT, or `agent stop`."""
     require_pool(config.pool)
+    config = replace(config, pool=config.pool.absolute(), log=log_url(config.log))
     clock = SystemClock()
     journal = Journal(sys.stderr, clock.now_ns)
     chance = random.Random()
@@ -134,25 +140,14 @@ def is_running(pool: Path) -> bool:
 
 def status_of(pool: Path) -> dict[str, Any]:
     """The agent's status; where none runs, since when nothing is published."""
-    try:
+    if is_running(pool):
         return ask_agent(pool, "status")
-    except NotFoundError as error:
-        if error.mend is None or not error.message.startswith("no agent runs"):
-            raise
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "kind": "agent",
-            "pool": str(pool),
-            "log": None,
-            "pid": None,
-            "exporter_pid": None,
-            "severity": 2,
-            "protected": False,
-            "headline": f"NOT PROTECTED: {error.message}, so nothing is published",
-            "mend": error.mend,
-            "volumes": [],
-            "room": None,
-        }
+    now = time.time_ns()
+    mend = f"replicator agent run {pool} --log LOG --listen ADDRESS"
+    with read_pool(pool, role="status") as reader:
+        facts = Gatherer(str(pool), "").without_agent(reader.view(), now, mend)
+    found = document(facts, now, datetime.now().astimezone().tzinfo or UTC)
+    return {**found, "pid": None, "log": None, "mend": mend}
 
 
 def publish_once(path: Path, log: str, names: tuple[str, ...], labels: tuple[str, ...]) -> list[dict[str, Any]]:

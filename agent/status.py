@@ -139,7 +139,8 @@ def text(status: dict[str, Any]) -> str:
         lines.append(
             f"room in the pool: {format_size(room['free_bytes'])} of {format_size(room['total_bytes'])}{lasts}"
         )
-    lines.append(f"log {status['log']}, agent {status['pid']}, exporter {status['exporter_pid'] or 'none'}")
+    if status["pid"]:
+        lines.append(f"log {status['log']}, agent {status['pid']}, exporter {status['exporter_pid'] or 'none'}")
     return "\n".join(lines)
 
 

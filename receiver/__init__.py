@@ -1,4 +1,16 @@
-"""The replica host: follows the log, applies each transaction, restores and verifies points.
+"""The replica host: follows the log, applies each transaction, retires and verifies points.
 
-Stands over replicator, and knows nothing of agent.
+Stands over replicator, and knows nothing of agent. In the order of the data's way:
+
+    config         what a receiver is told
+    access         the pool, connected again when its owner changed; disks: its two devices
+    follow         one volume: read, judge, apply, say what is wrong; facts: what it knows
+    apply          events to switches: n, then n + 1; records: the rows that go with them
+    room, dev_ids  whether a transaction fits; free thin device numbers
+    draft          one step: what each event does to blocks; blocks, runs: where they are; steps: cut to size
+    retain         materialised points retire by the policy
+    verify         a point's chunks against the log; verification: which points, and what is remembered
+    remember       what stands in the catalogue besides replicas
+    status         facts to a verdict, a document, a text
+    daemon         wires all of it; patience: its waits; running, cli: from the command line
 """

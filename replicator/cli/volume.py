@@ -105,6 +105,9 @@ def list_(path: Path, as_json: bool) -> None:
             ]
         )
         return
+    if not found:
+        click.echo(f"{path} has no volumes")
+        return
     rows = []
     for each in found:
         mapped = size_text(each.mapped_blocks * block_bytes)
@@ -381,5 +384,9 @@ def _tell(as_json: bool, facts: dict[str, Any]) -> None:
     if as_json:
         print_json(facts)
         return
-    texts = [f"{key} {size_text(value)}" if key == "size_bytes" else f"{key} {value}" for key, value in facts.items()]
-    click.echo(", ".join(text.replace("size_bytes", "size").replace("_", " ") for text in texts))
+    texts = []
+    for key, value in facts.items():
+        if not isinstance(value, bool):
+            name = key.removesuffix("_bytes").replace("_", " ")
+            texts.append(f"{name} {size_text(value) if key.endswith('_bytes') else value}")
+    click.echo(", ".join(texts))

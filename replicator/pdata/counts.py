@@ -249,6 +249,14 @@ class CountArray:
         found: Words = (free + low).astype(np.uint64)
         return found
 
+    def are_reserved(self, blocks: Words) -> bool:
+        """Whether these are distinct blocks that were taken, and that nothing refers to yet."""
+        if not blocks.size:
+            return True
+        if int(blocks.max()) >= self.nr_blocks or len(np.unique(blocks)) != len(blocks) or self.get(blocks).any():
+            return False
+        return bool((self.flags[blocks.astype(np.int64)] & TAKEN).all())
+
     def put_back(self, blocks: Words) -> None:
         """Blocks that were taken and never counted are free again."""
         index = blocks.astype(np.int64)

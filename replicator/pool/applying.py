@@ -94,11 +94,8 @@ class SwitchChange:
         blocks = filling.virtual_blocks
         if len(blocks) != len(filling.data_blocks) or bool((blocks[1:] <= blocks[:-1]).any()):
             raise UsageError("a filling's virtual blocks ascend, each with one data block")
-        counts = metadata.transaction.data.counts
-        if blocks.size and (
-            int(filling.data_blocks.max()) >= counts.nr_blocks or counts.get(filling.data_blocks).any()
-        ):
-            raise ConflictError("a filling names data blocks that weren't reserved")
+        if not metadata.transaction.data.counts.are_reserved(filling.data_blocks):
+            raise ConflictError("a filling names data blocks that weren't reserved, or one twice")
 
     def _refuse_used(self, dev_id: int, what: str) -> None:
         device = self.pool.engine.devices.get(dev_id)

@@ -168,7 +168,7 @@ class Pool(Protocol):
         """The catalogue as of the newest transaction id."""
 
     def points(self, volume: UUID, limit: int, timeline: int | None = None) -> list[LoggedPoint]:
-        """The newest `limit` restore points of the volume that the log has, newest first."""
+        """The newest `limit` restore points of the volume that the log has, oldest first."""
 
     def facts(self, dev_ids: Sequence[int]) -> dict[int, DeviceFacts]:
         """The devices that there are, of those asked for (all, when none is named); committed state."""
@@ -180,7 +180,7 @@ class Pool(Protocol):
         """Snapshots of live volumes, durable when it returns (I2)."""
 
     def lease(self, dev_ids: Sequence[int]) -> AbstractContextManager[Lease]:
-        """Hold these devices; NotFoundError if one isn't there (any more)."""
+        """Hold these devices; NotFoundError if one isn't there (any more), ConflictError if one is open for writing."""
 
     def reserve(self, count: int) -> Words:
         """`count` free data blocks to write to (while holding `writers`, shared); NoSpaceError with none reserved."""

@@ -31,9 +31,10 @@ from replicator.errors import ConflictError, NotFoundError, UsageError
 from replicator.pdata.block import Words
 from replicator.pool.applying import CutChange, NothingChangedError, Outcome, ResizeChange, SwitchChange
 from replicator.pool.catalogue import Catalogue
-from replicator.pool.catalogue_schema import DEV_ID_LIMIT, LoggedPoint, Volume
+from replicator.pool.catalogue_schema import DEV_ID_LIMIT, LoggedPoint
 from replicator.pool.interface import CutMade, CutRequest, DeviceFacts, PoolStatus, Switch
 from replicator.pool.view import CatalogueView
+from replicator.thin.device import ThinDevice
 from replicator.thin.engine import Change, Engine
 from replicator.thin.held import release_metadata_snap, reserve_metadata_snap
 from replicator.thin.metadata import PoolMetadata
@@ -148,6 +149,11 @@ class LocalPool:
             missing = sorted(set(found) - set(there))
             if missing:
                 raise NotFoundError(f"the pool has no thin device {missing[0]} (any more)")
+            live = self._open_for_writing(dev_ids)
+            if live:
+                raise ConflictError(
+                    f"thin device {live[0]} is being written, so that it can't be held as it is", mend="cut it first"
+                )
             self._leases.update(there.keys())
 
         def let_go() -> None:
@@ -224,21 +230,30 @@ class LocalPool:
         """
         row = self._view.volume(volume)
         work = ResizeChange(replace(row, size_bytes=size_bytes), self)
-        device = self.engine.devices.get(row.dev_id)
+        live = self.engine.devices.get(row.dev_id)
+        device = live
         if size_bytes < row.size_bytes:
-            if device is None or device.read_only:
-                device = self.engine.open_device(row.dev_id, row.size_bytes, read_only=False)
+            device = self.engine.open_device(row.dev_id, row.size_bytes, read_only=False)
             with self.engine.gate.closed():
                 device.size_bytes = size_bytes
-            self._zero_tail(row, size_bytes)
-        outcome: Outcome = self.engine.change(Change(apply=work.apply, prepare=work.prepare))
-        if device is not None:
-            device.resize(size_bytes)
+        try:
+            if device is not None and size_bytes < row.size_bytes:
+                self._zero_tail(device, size_bytes)
+            outcome: Outcome = self.engine.change(Change(apply=work.apply, prepare=work.prepare))
+        except BaseException:
+            if device is not None:
+                device.size_bytes = row.size_bytes
+            raise
+        finally:
+            if live is None:
+                self.engine.devices.pop(row.dev_id, None)
+        if live is not None:
+            self.engine.devices[row.dev_id] = live
+            live.resize(size_bytes)
         return outcome.transaction_id
 
-    def _zero_tail(self, row: Volume, size_bytes: int) -> None:
+    def _zero_tail(self, device: ThinDevice, size_bytes: int) -> None:
         block, inside = divmod(size_bytes, self.block_bytes)
-        device = self.engine.devices[row.dev_id]
         if inside:
             with self.engine.gate.writing():
                 if device.entry(block):

@@ -24,6 +24,7 @@ Invariants
   U1  No two volumes or users' snapshots have one name; a conflict says which there is.
   U2  Snapshots and clones have the external origin of their volume, without being told (S3-36).
   U3  A volume that a transaction is being published of, or that has snapshots, is deleted only when that is said.
+  U4  A row whose device the kernel deleted behind our back can be deleted, and a volume so lost rolled back.
 
 Failures: NotFoundError, ConflictError (name taken, in use, too many races), NoSpaceError, UsageError.
 """
@@ -159,7 +160,7 @@ def rollback(pool: Pool, volume: str | UUID, snapshot: str | int) -> Volume:
             raise ConflictError(f"{_told(target)} isn't a snapshot of {before.name}")
         after = replace(before, dev_id=free_dev_id(pool, view), size_bytes=target.size_bytes)
         new = (after.dev_id, target.dev_id)
-        return Switch(snapshot=(new,), delete=(before.dev_id,), changes=(Put(after),)), after
+        return Switch(snapshot=(new,), delete=_there(pool, before.dev_id), changes=(Put(after),)), after
 
     return switched(pool, plan)
 
@@ -184,7 +185,7 @@ def delete_volume(
         gone += [EndBelow(kind, (row.uuid,), TIMELINE_LIMIT) for kind in (LoggedPoint, Branch)]
         if view.prepared_of(row.uuid) is not None:
             gone.append(End(Prepared, (row.uuid,)))
-        return Switch(delete=(row.dev_id,), changes=tuple(gone)), None
+        return Switch(delete=_there(pool, row.dev_id), changes=tuple(gone)), None
 
     switched(pool, plan)
     sweep_hidden(pool)
@@ -208,7 +209,7 @@ def sweep_hidden(pool: Pool) -> int:
     swept = 0
     for row in pool.view().snapshots:
         if row.hidden and row.purpose is not Purpose.STAGING:
-            gone = Switch(delete=(row.dev_id,), changes=(End(Snapshot, (row.dev_id,)),))
+            gone = Switch(delete=_there(pool, row.dev_id), changes=(End(Snapshot, (row.dev_id,)),))
             with contextlib.suppress(ConflictError, NotFoundError):  # being read; or another client swept it
                 pool.switch(gone)
                 swept += 1
@@ -241,6 +242,11 @@ def free_dev_id(pool: Pool, view: CatalogueView) -> int:
         if dev_id not in taken and not pool.facts((dev_id,)):
             return dev_id
     raise ConflictError("all 16,777,215 device ids are in use", mend="delete snapshots that nobody needs")
+
+
+def _there(pool: Pool, dev_id: int) -> tuple[int, ...]:
+    """The device as what a switch deletes; none if another engine, which knows no names, has deleted it (U4)."""
+    return (dev_id,) if pool.facts((dev_id,)) else ()
 
 
 def _require_free_name(view: CatalogueView, name: str) -> None:

@@ -16,8 +16,9 @@ from replicator.events.frames import Decompressor
 from replicator.repository.layers import Layers
 from replicator.units import MIB
 
-FRAMES_BYTES = 64 * MIB
-"""Decompressed pages kept: frames of 256 KiB for a read of 32 MiB on each of two threads."""
+FRAMES_BYTES = 256 * MIB
+"""Decompressed pages kept: a thousand frames. Pages that were written at random lie in many of them, and a restore in
+the order of the volume comes back to each: what doesn't fit is read and expanded again."""
 
 
 class FrameCache:

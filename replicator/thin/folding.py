@@ -13,7 +13,6 @@ from replicator.thin.dirty import MAPPED, DirtySet, Folded, split_by_device
 from replicator.thin.metadata import PoolMetadata
 from replicator.thin.table import STAMP_BITS
 
-_UNMAP_PIECE = 1 << 18  # virtual blocks unmapped in one batch
 _MAP_PIECE = 1 << 13  # mappings put in one batch: each may read, and write, a leaf of its own
 
 
@@ -41,12 +40,14 @@ def _fold_device(metadata: PoolMetadata, dev_id: int, folded: Folded) -> None:
 
 
 def unmap_range(metadata: PoolMetadata, dev_id: int, begin: int, end: int, *, but: Words | None = None) -> None:
-    """Unmap what is mapped in [begin, end), except the blocks `but`; in bounded pieces."""
-    for low in range(begin, end, _UNMAP_PIECE):
-        pieces = [keys for keys, _ in metadata.mapped(dev_id, low, min(end, low + _UNMAP_PIECE))]
-        if pieces:
-            keys = np.concatenate(pieces)
-            metadata.unmap(dev_id, keys if but is None else keys[~np.isin(keys, but)])
+    """Unmap what is mapped in [begin, end), except the blocks `but`; in bounded pieces, at a cost of what is mapped."""
+    while begin < end:
+        piece = next(metadata.mapped(dev_id, begin, end), None)
+        if piece is None:
+            return
+        keys = piece[0]
+        begin = int(keys[-1]) + 1
+        metadata.unmap(dev_id, keys if but is None else keys[~np.isin(keys, but)])
 
 
 def overlay(entries: Words, begin: int, changes: DirtySet, stamp: int) -> None:

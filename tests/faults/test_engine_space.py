@@ -186,7 +186,7 @@ def test_a_change_without_room_is_refused_before_anything_is_done(tmp_path: Path
     with running(metadata, data, tmp_path / "dirty") as engine:
         applied: list[int] = []
         with pytest.raises(NoSpaceError):
-            engine.change(Change(lambda _: applied.append(1), weight=1000))
+            engine.change(Change(lambda _: applied.append(1), weight=100_000))
         assert not applied and engine.failed is None
         with pytest.raises(NoSpaceError):
             for dev_id in range(2, 4000):

@@ -18,6 +18,7 @@ from typing import Any, cast
 import pytest
 
 import agent.append
+from agent.append import LogAwayError
 from agent.context import Context
 from agent.cut import GroupPublisher
 from agent.decide import FencedError, LostEndError, PoolOlderError
@@ -321,4 +322,21 @@ def test_a_log_that_lost_its_end_is_sent_it_again_while_the_base_is_there(tmp_pa
     store.objects = dict(old_end)
     with pytest.raises(LostEndError, match="lost its end"):
         GroupPublisher(context, [VOLUME]).round()
+    host.close()
+
+
+def test_a_log_that_is_wholly_empty_is_away_and_not_begun_anew(tmp_path: Path) -> None:
+    host, log, context = world(tmp_path)
+    store = cast("MemoryStore", log._store)
+    mounted, store.objects = store.objects, {}
+    publisher = GroupPublisher(context, [VOLUME])
+    change(host, 2)
+    with pytest.raises(LogAwayError, match="holds nothing") as away:
+        publisher.round()
+    assert "mount" in str(away.value.mend) and not store.objects
+    publisher.look_again()
+    store.objects = mounted
+    publisher.round()
+    assert_settled(host, log, {**Replica.of(log).points, 2: host.content()})
+    publisher.close()
     host.close()

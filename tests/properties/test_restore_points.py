@@ -58,7 +58,7 @@ def assert_runs(disk: PointDisk, expected: bytes, begin: int, length: int) -> No
     assert at == begin + length
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, 1 << 32))
 def test_each_point_from_the_log_alone(seed: int) -> None:
     history = history_of(seed)
@@ -72,7 +72,7 @@ def test_each_point_from_the_log_alone(seed: int) -> None:
                 assert_reads(disk, expected, rng)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, 1 << 32))
 def test_each_point_over_each_base(seed: int) -> None:
     history = history_of(seed)
@@ -123,7 +123,7 @@ def test_a_log_without_indexes_gives_the_same(seed: int) -> None:
                 assert disk.pread(len(expected), 0) == expected
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, 1 << 32))
 def test_points_listed_are_those_that_can_be_had(seed: int) -> None:
     from replicator.history.lineage import Revision

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
+from typing import Any, cast
 from uuid import uuid4
 
 import pytest
@@ -21,9 +22,11 @@ from agent.daemon import SOCKET_NAME, Agent
 from agent.decide import FencedError
 from agent.journal import Journal
 from agent.running import ask_agent, publish_once, status_of
+from agent.status import text
 from replicator.errors import ConflictError, NotFoundError, ReplicatorError
 from replicator.log.opening import open_log
 from replicator.pool.catalogue_schema import Role
+from replicator.pool.interface import Pool
 from replicator.pool.registrations import registrations
 from replicator.units import MIB
 from tests.support.agent_world import VOLUME, Replica, SourceHost, context_of
@@ -50,7 +53,7 @@ class Running:
         self.ended: list[object] = []
         self.agent = Agent(
             config,
-            connect_pool=lambda: Unclosed(host),
+            connect_pool=lambda: cast("Pool", Unclosed(host)),
             open_log=lambda create: open_log(config.log, create=create),
             end_exporter=self.ended.append,
             clock=self.clock,
@@ -86,7 +89,7 @@ class Unclosed:
     def __init__(self, host: SourceHost) -> None:
         self._host = host
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._host.pool, name)
 
     def close(self) -> None:
@@ -192,7 +195,12 @@ def test_publish_once_makes_incrementals_in_a_row(host: SourceHost, tmp_path: Pa
     assert [each["number"] for each in publish_once(host.path, log, (), ("nightly",))] == [2]
     host.reopen_closed()
     assert Replica.of(open_log(log)).content == host.content()
-    assert status_of(host.path)["headline"].startswith("NOT PROTECTED: no agent runs")
+    host.close()
+    status = status_of(host.path)
+    assert status["headline"].startswith("NOT PROTECTED since") and "no agent runs" in status["headline"]
+    assert "agent run" in status["mend"] and status["volumes"][0]["number"] == 2
+    assert "transaction 2" in text(status)
+    host.reopen_closed()
 
 
 def test_the_commands(host: SourceHost, tmp_path: Path) -> None:

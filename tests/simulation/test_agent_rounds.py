@@ -189,7 +189,7 @@ def test_a_group_is_cut_at_one_instant(host: SourceHost, log: ObjectLog) -> None
         also.at_cut.setdefault(max(each.timestamp_ns for each in host.pool.view().snapshots_of(OTHER)), content)
     worker.close()
     replicas = {VOLUME: watched.check(log), OTHER: also.check(log)}
-    numbers = {}
+    numbers: dict[int, tuple[tuple[UUID, int], ...]] = {}
     for uuid, replica in replicas.items():
         for commit in replica.commits:
             assert commit.group is not None

@@ -7,8 +7,6 @@ owner would after SIGKILL.
 from __future__ import annotations
 
 import shutil
-from collections import Counter
-from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from uuid import UUID
@@ -29,18 +27,6 @@ from tests.support import judges
 
 POOL_UUID = UUID("6f1c0000-0000-4000-8000-0000000000ff")
 _DIRTY_RECORDS = 128
-
-
-class _LeaseCounts(Counter[int]):
-    """LocalPool hands its counter a mapping of dev_ids to facts, of which only the keys are meant."""
-
-    def update(self, counted: Iterable[int] | None = None) -> None:  # type: ignore[override]  # the one form that is used
-        """Count each once more."""
-        super().update(list(counted or ()))
-
-    def subtract(self, counted: Iterable[int]) -> None:  # type: ignore[override]  # the one form that is used
-        """Count each once less."""
-        super().subtract(list(counted))
 
 
 class ReplicaPool:
@@ -67,7 +53,6 @@ class ReplicaPool:
         self.catalogue = Catalogue(folder / "catalog.db")
         self.catalogue.discard_beyond(engine.metadata.superblock.transaction_id)
         self.pool = LocalPool(folder, engine, self.catalogue, replayed=replayed)
-        self.pool._leases = _LeaseCounts()
         self.disks = Disks(self.metadata, self.data, nullcontext)
 
     def kill(self) -> None:

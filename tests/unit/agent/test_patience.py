@@ -68,8 +68,10 @@ def test_room_lasts_as_long_as_it_shrinks() -> None:
     assert meter.lasts_s() is None
     meter.add(0, 1000)
     meter.add(10, 900)
-    assert meter.lasts_s() == pytest.approx(90)
-    meter.add(20, 2000)
+    assert meter.lasts_s() is None, "ten seconds say nothing"
+    meter.add(40, 600)
+    assert meter.lasts_s() == pytest.approx(60)
+    meter.add(50, 2000)
     assert meter.lasts_s() is None
 
 

@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import pytest
 
+from replicator.blockdev.file import FileDevice
 from replicator.errors import ConflictError, NotFoundError, UsageError
 from replicator.pool import volumes
 from replicator.pool.catalogue_schema import OriginKind, Prepared, Purpose, Setting, Snapshot
@@ -18,6 +19,7 @@ from replicator.pool.interface import Pool, Switch
 from replicator.pool.opening import OwnedPool, own_pool
 from replicator.pool.origins import identify_origin, open_origin
 from replicator.pool.remote import RemotePool
+from replicator.thin.metadata import PoolMetadata
 from replicator.units import MIB
 from tests.support.pool_owner import make_pool, served
 
@@ -245,3 +247,30 @@ def test_an_origin_that_changed_is_not_opened(tmp_path: Path) -> None:
         open_origin(origin)
     (tmp_path / "empty").touch()
     open_origin(identify_origin(str(tmp_path / "empty"))).close()
+
+
+def test_what_another_engine_deleted_can_be_deleted_and_rolled_back(tmp_path: Path) -> None:
+    """U4."""
+    make_pool(tmp_path / "pool")
+    with own_pool(tmp_path / "pool") as pool:
+        lost = [volumes.create_volume(pool, name, MIB).dev_id for name in ("disk", "other")]
+        for name in ("kept", "lost"):
+            volumes.create_snapshot(pool, "disk", name)
+        lost.append(_dev_id(pool, "lost"))
+    with FileDevice(tmp_path / "pool" / "metadata") as device:
+        metadata = PoolMetadata.open(device)
+        for dev_id in lost:
+            metadata.delete(dev_id)
+        metadata.commit(lambda: None)
+    with own_pool(tmp_path / "pool") as pool:
+        volumes.delete_snapshot(pool, "lost")
+        volumes.rollback(pool, "disk", "kept")
+        volumes.delete_volume(pool, "other")
+        assert _names(pool) == ["disk", "kept"]
+        assert {each.dev_id for each in (*pool.view().volumes, *pool.view().snapshots)} == pool.facts(()).keys()
+
+
+def _dev_id(pool: Pool, snapshot: str) -> int:
+    found = pool.view().snapshot_named(snapshot)
+    assert found is not None
+    return found.dev_id
