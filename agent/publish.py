@@ -152,7 +152,7 @@ class VolumePublisher:
         return self._end.state if self._end.is_settled else self._end.settle()
 
     def _require_log(self, published: int) -> None:
-        """A log without any volume, to which we have published, isn't there: it isn't taken for one that was emptied."""
+        """A log without any volume, to which we have published, isn't there: it isn't taken for an emptied one."""
         log = self._context.log
         with log_errors():
             is_there = bool(log.volumes())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from replicator.cli.show import json_option, print_json, print_table, progress, size_text
+from replicator.cli.show import json_option, print_json, print_table, size_text
 from replicator.errors import DamageError, FormatError
 
 if TYPE_CHECKING:
@@ -201,10 +201,7 @@ def verify_log(url: str, volume: str | None, as_json: bool) -> None:
     with Source(url, log=open_log(url)) as source:
         assert source.log is not None
         volumes = [source.volume(volume)] if volume else source.volumes()
-        found = []
-        for each in volumes:
-            with progress(f"verifying {each.name}", 0) as done:
-                found.append((each.name, verify_volume(source.log, each.uuid, done)))
+        found = [(each.name, verify_volume(source.log, each.uuid)) for each in volumes]
     damaged = sum(len(verified.findings) for _, verified in found)
     if as_json:
         print_json({"damaged": damaged, "volumes": [_verified_document(name, verified) for name, verified in found]})

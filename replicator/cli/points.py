@@ -28,7 +28,7 @@ SHOWN = 60
 """Points that people see at the end of a list, besides those that are labelled or materialised."""
 
 WAIT_S = 300.0
-"""How long `--wait` waits: a cut waits for its turn behind the delta that is being published."""
+"""How long an agent may take: a cut waits for its turn behind the delta that is being published."""
 
 
 @click.group()
@@ -96,7 +96,7 @@ def _print_offer(offer: Offer, since_ns: int, everything: bool, zone: tzinfo) ->
         click.echo(f"only snapshots are listed: {offer.problem.message}", err=True)
 
 
-@points.command("show", context_settings={"ignore_unknown_options": True})
+@points.command("show")
 @click.argument("source", metavar="POOL|LOG")
 @click.argument("point", metavar="VOLUME@POINT")
 @click.option(
@@ -184,8 +184,7 @@ def _ask_agent(pool: Path, volume: str, label: str) -> dict[str, Any] | None:
         connect(pool, "agent", 1.0).close()
     except (UnavailableError, OSError):
         return None
-    asked = {"volumes": [volume], "labels": [label], "timeout_s": WAIT_S}
-    answer = ask(pool, "agent", "snapshot", WAIT_S + 10, **asked)
+    answer = ask(pool, "agent", "snapshot", WAIT_S, volumes=[volume], labels=[label])
     made = [each for each in answer.get("points", ()) if isinstance(each, dict)]
     if not made:
         raise NotFoundError("the agent made no point of it", mend="replicator agent status says why")
@@ -207,7 +206,7 @@ def _cut_here(pool: Path, volume: str, label: str) -> dict[str, Any]:
     return {"volume": row.name, "label": label, "timestamp_ns": made.timestamp_ns, "published": False}
 
 
-@points.command("label", context_settings={"ignore_unknown_options": True})
+@points.command("label")
 @click.argument("pool", type=POOL)
 @click.argument("point", metavar="VOLUME@POINT")
 @click.argument("label")

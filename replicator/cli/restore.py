@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from replicator.repository.restore import RestorePlan, RestoreReport
 
 
-@click.command(context_settings={"ignore_unknown_options": True})
+@click.command()
 @click.argument("source", metavar="POOL|LOG")
 @click.argument("point", metavar="VOLUME@POINT")
 @click.option("--to", required=True, metavar="FILE|DEVICE|-", help="Where to; `-` is stdout.")

@@ -4,6 +4,7 @@ interface    Log, StreamWriter, StreamReader, and the outcomes of an append
 errors       what a log's reader may meet: a damaged segment, a gap, what was trimmed, a lost end
 names        what each object is called
 records      the small objects: marker, catalogue entry, start of what is kept, claim of a timeline
+parts        a stream without its data: indexes, facts, single frames; from the events where a log has no footers
 index        a segment's footer: chunk -> event, frame, page, mask, hash
 segment      the file format of a run of events
 objects      the seam to what holds objects: a directory, later S3 and SSH
@@ -13,4 +14,5 @@ stream       where a stream's segments are: the tail, the next one, gaps
 writer       appends events, as segments
 reader       reads and follows them, and a single chunk's pages out of one
 object_log   all of it as a Log
+opening      the log that a URL names
 """

@@ -14,7 +14,7 @@ Failures: none of its own; what the log raises for damage becomes a Finding, any
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from uuid import UUID
@@ -63,11 +63,11 @@ class Verified:
             self.findings.append(Finding(timeline, sequence, error.message))
 
 
-def verify_volume(log: Log, volume: UUID, progress: Callable[[int], None] = lambda _: None) -> Verified:
-    """Read all that `log` has of `volume`; `progress` hears the stored bytes read so far."""
+def verify_volume(log: Log, volume: UUID) -> Verified:
+    """Read all that `log` has of `volume`."""
     verified = Verified(volume)
     for timeline in log.timelines(volume):
-        walk = _Walk(indexed(log.reader(volume, timeline)), timeline, verified, progress)
+        walk = _Walk(indexed(log.reader(volume, timeline)), timeline, verified)
         try:
             walk.run()
         except (DamageError, ConflictError, NotFoundError) as error:
@@ -78,10 +78,8 @@ def verify_volume(log: Log, volume: UUID, progress: Callable[[int], None] = lamb
 class _Walk:
     """One timeline, part by part."""
 
-    def __init__(
-        self, reader: IndexedReader, timeline: int, verified: Verified, progress: Callable[[int], None]
-    ) -> None:
-        self._reader, self._timeline, self._verified, self._progress = reader, timeline, verified, progress
+    def __init__(self, reader: IndexedReader, timeline: int, verified: Verified) -> None:
+        self._reader, self._timeline, self._verified = reader, timeline, verified
         self._decompressor = Decompressor()
         self.sequence = 1
 
@@ -89,9 +87,8 @@ class _Walk:
         """Every part; behind one that can't be read the walk goes on, as long as its footer says where it ends."""
         start = self._reader.start()
         self.sequence = start.sequence + 1
-        end = self._reader.tail().sequence
         checker: ChainChecker | None = ChainChecker(start)
-        while self.sequence <= end:
+        while True:
             try:
                 for part in self._reader.parts(self.sequence):
                     checker = self._checked(part, checker)
@@ -110,7 +107,6 @@ class _Walk:
             self._verified.add(self._timeline, part.first, error)
         self._verified.part_count += 1
         self._verified.stored_bytes += part.stored_bytes
-        self._progress(self._verified.stored_bytes)
         self.sequence = part.last + 1
         return ChainChecker(part.state)
 

@@ -5,6 +5,7 @@ What must hold is known beforehand (tests.support.thin_sessions): neither engine
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from replicator.blockdev.file import FileDevice
 from replicator.blockdev.interface import BlockDevice
 from replicator.errors import DamageError
 from replicator.pool.creation import PoolPlan, create_pool
-from replicator.pool.opening import own_pool
+from replicator.pool.opening import grow_pool, own_pool
 from replicator.thin.check import check
 from replicator.thin.opening import open_engine
 from replicator.thin.superblock import read_superblock
@@ -51,8 +52,7 @@ class Pool:
 
     @contextmanager
     def ours(self) -> Iterator[tuple[PoolHand, Session]]:
-        """A turn of ours: what is there is sound and reads as it must; so it is at the end."""
-        assert_sound(self.path / "metadata")
+        """A turn of ours: what is there reads as it must; so it does at the end, and is sound."""
         with own_pool(self.path) as pool:
             hand = PoolHand(pool.engine, self.model.sizes(), pool)
             assert pool.facts(()).keys() == self.model.devices.keys()
@@ -75,6 +75,11 @@ class Pool:
         assert_sound(self.path / "metadata")
         return result
 
+    def lengthen(self, data_bytes: int, metadata_bytes: int) -> None:
+        """Make the devices longer, as somebody does who lets the kernel grow a pool."""
+        os.truncate(self.path / "data", data_bytes)
+        os.truncate(self.path / "metadata", metadata_bytes)
+
     def mappings(self, of: Callable[[BlockDevice], PoolView]) -> dict[int, list[object]]:
         """What each device maps, by the live or the held root."""
         with FileDevice(self.path / "metadata", read_only=True) as device:
@@ -86,16 +91,22 @@ class Pool:
 
 
 def test_our_pool_is_continued_by_the_kernel_and_by_us_in_turns(guest: kernel.Kernel, tmp_path: Path) -> None:
-    """The kernel leaves the transaction id as it is; once it doesn't, our catalogue is that of another state."""
+    """Each grows the pool once. When the kernel changes the transaction id, our catalogue is that of another state."""
     pool = Pool(tmp_path / "pool", seed=1)
     with pool.ours() as (_, session):
         for size in (SIZE, SIZE - BLOCK, SMALL):
             session.create(size)
         session.steps(60)
-    for _ in range(2):
-        pool.kernel(guest, 60)
-        with pool.ours() as (_, session):
-            session.steps(60)
+    pool.kernel(guest, 60)
+    with pool.ours() as (hand, session):
+        grow_pool(hand.pool, data_bytes=104 * MIB, metadata_bytes=5 * MIB)
+        session.steps(60)
+    pool.lengthen(112 * MIB, 6 * MIB)  # the kernel goes on with whatever length it finds
+    pool.kernel(guest, 60)
+    with pool.ours() as (hand, session):
+        status = hand.pool.status()
+        assert (status.data_blocks * BLOCK, status.metadata_blocks * 4096) == (112 * MIB, 6 * MIB)
+        session.steps(60)
     with FileDevice(pool.path / "metadata", read_only=True) as device:
         current = read_superblock(device).transaction_id
     pool.kernel(guest, end=(("set_transaction_id", current, current + 1),))

@@ -23,6 +23,7 @@ from replicator.nbd.uri import NbdUri
 from replicator.pool.catalogue_schema import Purpose, Setting, Snapshot
 from replicator.pool.changes import Put
 from replicator.pool.creation import PoolPlan, create_pool
+from replicator.pool.daemons import DaemonSocket
 from replicator.pool.interface import CutRequest, Switch
 from replicator.pool.opening import OwnedPool, own_pool
 from replicator.pool.volumes import create_snapshot, create_volume
@@ -256,6 +257,19 @@ def test_points_create_without_an_agent(ground: Ground, command: Command) -> Non
     command("points", "create", path, "nobody", "--label", "x", code=5)
 
 
+def test_points_create_asks_the_running_agent(ground: Ground, command: Command) -> None:
+    asked = []
+
+    def snapshot(arguments: dict[str, object]) -> dict[str, object]:
+        asked.append(arguments)
+        return {"points": [{"volume": NAME, "number": 6, "timeline": 1}]}
+
+    with DaemonSocket(ground.pool, "agent", {"snapshot": snapshot}):
+        made = command("points", "create", ground.pool, NAME, "--label", "live", "--wait", "--json").document
+    assert asked == [{"volumes": [NAME], "labels": ["live"]}]
+    assert made["published"] and made["number"] == 6
+
+
 def test_log_list_and_show(ground: Ground, command: Command) -> None:
     (entry,) = command("log", "list", ground.log, "--json").document
     assert (entry["volume"], entry["number"], entry["size_bytes"]) == (NAME, 5, SIZE)
@@ -279,6 +293,7 @@ def test_log_verify(ground: Ground, command: Command) -> None:
         assert path.name in ran.out or path.name in ran.err
         damaged = command("log", "verify", ground.log, NAME, "--json", code=3).document
         assert damaged["damaged"] >= 1 and path.name in damaged["volumes"][0]["findings"][0]["message"]
+        assert damaged["volumes"][0]["transactions"] >= 4, "all before it was read"
     path.write_bytes(whole)
     command("log", "verify", ground.log)
     first = min(each for each in ground.log.rglob("*") if each.is_file() and each.name.isdigit())

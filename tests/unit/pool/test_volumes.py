@@ -267,7 +267,8 @@ def test_what_another_engine_deleted_can_be_deleted_and_rolled_back(tmp_path: Pa
         volumes.rollback(pool, "disk", "kept")
         volumes.delete_volume(pool, "other")
         assert _names(pool) == ["disk", "kept"]
-        assert {each.dev_id for each in (*pool.view().volumes, *pool.view().snapshots)} == pool.facts(()).keys()
+        view = pool.view()
+        assert {row.dev_id for row in view.volumes} | {row.dev_id for row in view.snapshots} == pool.facts(()).keys()
 
 
 def _dev_id(pool: Pool, snapshot: str) -> int:

@@ -48,7 +48,7 @@ def commit(pool: PoolMetadata) -> None:
 
 def exclusive(pool: PoolMetadata, dev_id: int, begin: int, end: int) -> list[bool]:
     root = pool.device(dev_id).root
-    return mapped_entries(pool.transaction, root, begin, end)[2].tolist()
+    return [bool(own) for own in mapped_entries(pool.transaction, root, begin, end)[2]]
 
 
 def test_a_new_pool_uses_nine_blocks_as_the_kernels_does() -> None:

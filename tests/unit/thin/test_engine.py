@@ -1,0 +1,247 @@
+"""The engine as its users see it: devices as disks, cuts, changes, flushes, opening and closing, limits."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from replicator.blockdev.memory import MemoryDevice
+from replicator.errors import ConflictError, DamageError, FormatError, ReplicatorError, UsageError
+from replicator.pdata.room import PoolShape
+from replicator.thin.admission import KEPT_WEIGHT, Admission
+from replicator.thin.device import ThinDevice
+from replicator.thin.engine import Change, Engine
+from replicator.thin.opening import open_engine
+from replicator.thin.table import FIRST_EPOCH, STAMP_MASK
+from tests.support.enginerig import BLOCK, assert_sound, cut, formatted, running, within, write
+
+SIZE = 9 * BLOCK + 5000
+DATA_BLOCKS = 200
+ORIGIN = bytes(range(256)) * (7 * 256) + b"end"
+
+
+@pytest.fixture
+def disks() -> tuple[MemoryDevice, MemoryDevice]:
+    """Metadata with device 1, and data full of what was there before."""
+    return formatted(2 << 20, DATA_BLOCKS), MemoryDevice(content=b"\xdd" * (DATA_BLOCKS * BLOCK))
+
+
+@pytest.fixture
+def engine(disks: tuple[MemoryDevice, MemoryDevice], tmp_path: Path) -> Iterator[Engine]:
+    with running(*disks, tmp_path / "dirty") as engine:
+        yield engine
+    assert_sound(disks[0])
+
+
+@pytest.mark.parametrize("with_origin", [False, True], ids=["zeros", "origin"])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_device_is_a_disk(engine: Engine, with_origin: bool, seed: int) -> None:
+    """Reads, writes, trims and zeroes of any length against a bytearray (P7: what was on the data disk never shows)."""
+    chance = random.Random(seed)
+    origin = MemoryDevice(content=ORIGIN, read_only=True) if with_origin else None
+    below = (ORIGIN + bytes(SIZE))[:SIZE] if with_origin else bytes(SIZE)
+    device, model = engine.open_device(1, SIZE, origin=origin, read_only=False), bytearray(below)
+    for number in range(150):
+        begin = chance.randrange(SIZE)
+        length = min(chance.choice((1, 512, 4096, BLOCK, 3 * BLOCK + 7)), SIZE - begin)
+        end, kind = begin + length, chance.choice("wwwwzZd")
+        with engine.gate.writing():
+            if kind == "w":
+                model[begin:end] = chance.randbytes(length)
+                device.pwrite(model[begin:end], begin)
+            elif kind == "d":
+                device.discard(begin, length)
+                low, high = -(-begin // BLOCK) * BLOCK, SIZE if end == SIZE else end // BLOCK * BLOCK
+                if low < high:
+                    model[low:high] = below[low:high]
+            else:
+                device.write_zeroes(begin, length, may_unmap=kind == "z")
+                model[begin:end] = bytes(length)
+        if number % 10 == 0:
+            engine.commit()
+        if number % 7 == 0:
+            device.table.clear()
+        probe = chance.randrange(SIZE)
+        assert device.pread(min(70_000, SIZE - probe), probe) == model[probe : probe + 70_000]
+    assert device.pread(SIZE, 0) == model
+
+
+@pytest.mark.parametrize(("length", "offset"), [(1, SIZE), (2, SIZE - 1), (1, -1), (SIZE + 1, 0)])
+def test_beyond_the_end_is_refused(engine: Engine, length: int, offset: int) -> None:
+    device = engine.open_device(1, SIZE, read_only=False)
+    calls: list[Callable[[], object]] = [
+        lambda: device.pread(length, offset),
+        lambda: device.pwrite(bytes(length), offset),
+        lambda: device.discard(offset, length),
+        lambda: device.write_zeroes(offset, length),
+    ]
+    for call in calls:
+        with pytest.raises(UsageError):
+            call()
+
+
+def test_a_device_that_is_open_for_reading_isnt_written(engine: Engine) -> None:
+    device = engine.open_device(1, SIZE)
+    for call in (lambda: device.pwrite(b"x", 0), lambda: device.discard(0, 9), lambda: device.write_zeroes(0, 9)):
+        with pytest.raises(ConflictError):
+            call()
+    writable = engine.open_device(1, SIZE, read_only=False)
+    assert engine.open_device(1, SIZE) is writable is engine.open_device(1, SIZE, read_only=False)
+
+
+def test_what_is_mapped_tells_runs(engine: Engine) -> None:
+    device = engine.open_device(1, SIZE, read_only=False)
+    write(engine, device, bytes(3 * BLOCK), 2 * BLOCK)
+    first = device.entry(2) >> 24
+    assert list(device.runs(100, SIZE - 200)) == [
+        (100, 2 * BLOCK - 100, -1),
+        (2 * BLOCK, 3 * BLOCK, first * BLOCK),
+        (5 * BLOCK, SIZE - 100 - 5 * BLOCK, -1),
+    ]
+
+
+def test_overwriting_ones_own_block_changes_no_metadata(engine: Engine) -> None:
+    device = engine.open_device(1, SIZE, read_only=False)
+    write(engine, device, b"a" * BLOCK, 0)
+    engine.commit()
+    count = engine.commit_count
+    for _ in range(5):
+        write(engine, device, b"b" * 100, 7)
+        engine.commit()
+    assert engine.commit_count == count and engine.dirty.count == 0
+    cut(engine, 1, 2)
+    write(engine, device, b"c", 0)
+    assert engine.dirty.count == 1 and engine.open_device(2, SIZE).pread(8, 0) == b"aaaaaaab"
+
+
+def test_epochs_begin_again_at_the_end_of_their_bits(engine: Engine) -> None:
+    device = engine.open_device(1, SIZE, read_only=False)
+    device.epoch = STAMP_MASK
+    write(engine, device, b"a" * BLOCK, 0)
+    cut(engine, 1, 2)
+    assert device.epoch == FIRST_EPOCH
+    write(engine, device, b"b" * BLOCK, 0)
+    assert engine.open_device(2, SIZE).pread(3, 0) == b"aaa" and device.pread(3, 0) == b"bbb"
+
+
+def test_a_refused_change_does_nothing(engine: Engine) -> None:
+    def refuse(_: object) -> None:
+        raise ConflictError("no")
+
+    applied: list[int] = []
+    with pytest.raises(ConflictError):
+        engine.change(Change(lambda _: applied.append(1), prepare=refuse))
+    assert not applied and engine.failed is None
+
+
+def test_a_full_half_forces_a_commit(disks: tuple[MemoryDevice, MemoryDevice], tmp_path: Path) -> None:
+    with running(*disks, tmp_path / "dirty", capacity=64) as engine:
+        device = engine.open_device(1, 150 * BLOCK, read_only=False)
+        for block in range(150):
+            within(20, lambda: write(engine, device, b"x", block * BLOCK))  # noqa: B023 - it ends before the next turn
+        assert engine.commit_count >= 2 and engine.dirty.count <= 64
+        with engine.gate.writing():
+            for block in range(150):
+                device.discard(block * BLOCK, BLOCK)
+    assert_sound(disks[0])
+
+
+def test_opening_replays_what_a_dead_owner_answered(disks: tuple[MemoryDevice, MemoryDevice], tmp_path: Path) -> None:
+    with running(*disks, tmp_path / "dirty") as engine:
+        device = engine.open_device(1, SIZE, read_only=False)
+        write(engine, device, b"a" * BLOCK, 0)
+        engine.commit()
+        write(engine, device, b"b" * 9, BLOCK)
+        with engine.gate.writing():
+            device.discard(0, BLOCK)
+        metadata, data = (MemoryDevice(content=disk.content()) for disk in disks)
+        shutil.copy(tmp_path / "dirty", tmp_path / "left")
+    again, replayed = open_engine(metadata, data, tmp_path / "left")
+    assert replayed == 2 and again.given_up_count == 0
+    device = again.open_device(1, SIZE)
+    assert device.pread(3, 0) == bytes(3) and device.pread(10, BLOCK) == b"b" * 9 + b"\0"
+    again.close()
+    assert_sound(metadata)
+    again, replayed = open_engine(metadata, data, tmp_path / "left")
+    assert replayed == 0
+    again.close()
+
+
+def test_opening_refuses_what_doesnt_belong_together(disks: tuple[MemoryDevice, MemoryDevice], tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match="data device"):
+        open_engine(disks[0], MemoryDevice(BLOCK), tmp_path / "dirty")
+    with running(*disks, tmp_path / "dirty") as engine:
+        write(engine, engine.open_device(1, SIZE, read_only=False), b"b" * 9, BLOCK)
+        shutil.copy(tmp_path / "dirty", tmp_path / "left")
+    with pytest.raises(DamageError, match="another state") as refused:
+        open_engine(*disks, tmp_path / "left")
+    assert refused.value.exit_code == 3
+
+
+def test_nothing_hangs_on_an_engine_that_is_closed(disks: tuple[MemoryDevice, MemoryDevice], tmp_path: Path) -> None:
+    with running(*disks, tmp_path / "dirty") as engine:
+        pass
+    with pytest.raises(ReplicatorError, match="closed"):
+        within(10, engine.commit)
+    with pytest.raises(ReplicatorError, match="closed"):
+        within(10, lambda: engine.change(Change(lambda _: None)))
+
+
+def test_concurrent_flushes_share_commits(engine: Engine) -> None:
+    device = engine.open_device(1, 64 * BLOCK, read_only=False)
+
+    def client(number: int) -> None:
+        for turn in range(10):
+            write(engine, device, bytes([turn]), number * BLOCK)
+            engine.commit()
+
+    threads = [threading.Thread(target=client, args=(number,), daemon=True) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert not any(thread.is_alive() for thread in threads) and engine.commit_count <= 8
+
+
+def test_a_device_that_is_deleted_while_it_is_dirty_harms_nobody(engine: Engine) -> None:
+    engine.change(Change(lambda metadata: metadata.create_thin(2)))
+    device = engine.open_device(2, SIZE, read_only=False)
+    engine.change(Change(lambda metadata: metadata.delete(2), deletes=True))
+    write_quietly(engine, device)
+    engine.commit()
+    assert engine.failed is None and engine.metadata.dev_ids() == [1]
+
+
+def write_quietly(engine: Engine, device: ThinDevice) -> None:
+    """A record of a device that its owner forgot to close."""
+    block = engine.space.take_one()
+    with engine.gate.writing():
+        assert engine.publish(device, 0, block)
+
+
+# -- what is admitted ------------------------------------------------------------------------------------------
+
+
+def shape(free: int) -> PoolShape:
+    return PoolShape(free, 20_000, 2, 3, 300, 1, 1, 10_000, 1)
+
+
+@pytest.mark.parametrize("free", [0, 30, 60, 100, 150, 300, 1000, 100_000])
+def test_two_sets_and_a_delete_always_fit(free: int) -> None:
+    pool, admission = shape(free), Admission(65536)
+    admission.idle(pool)
+    for first in {admission.write_limit, admission.trim_limit} - {-1}:
+        assert pool.worst_case(first) <= free
+        admission.frozen(pool, first, 0)
+        for second in (admission.write_limit, admission.trim_limit):
+            assert second < 0 or pool.worst_case(first) + pool.worst_case(second) < free
+    admission.idle(pool)
+    assert admission.write_limit <= admission.trim_limit <= 65536
+    if admission.write_limit >= 0:
+        left = shape(free - pool.worst_case(admission.write_limit))
+        assert Admission.fits(left, KEPT_WEIGHT, may_use_kept=True)
