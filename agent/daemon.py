@@ -27,11 +27,11 @@ from agent.config import AgentConfig
 from agent.context import Context, open_files, open_origin
 from agent.cut import points_of, published_volumes
 from agent.gather import Gatherer
-from agent.journal import Journal, notify_systemd
 from agent.ratelimit import TokenBucket
 from agent.status import document
 from agent.worker import GroupWorker, Plan, Ticket
 from replicator.errors import ConflictError, NotFoundError, ReplicatorError, UnavailableError, UsageError
+from replicator.exporter.journal import Journal, notify_systemd
 from replicator.history.names import check_label
 from replicator.log.interface import Log
 from replicator.pool.catalogue_schema import Role

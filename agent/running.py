@@ -32,10 +32,10 @@ from agent.context import Context, open_files, open_origin
 from agent.cut import GroupPublisher, points_of, published_volumes
 from agent.daemon import SOCKET_NAME, Agent
 from agent.gather import Gatherer
-from agent.journal import Journal
 from agent.ratelimit import TokenBucket
 from agent.status import document
 from replicator.errors import ConflictError, NotFoundError, UnavailableError
+from replicator.exporter.journal import Journal
 from replicator.history.names import check_label
 from replicator.log.opening import log_url, open_log
 from replicator.pool.catalogue_schema import Role
@@ -45,6 +45,7 @@ from replicator.pool.interface import Pool
 from replicator.pool.opening import open_pool, require_pool
 from replicator.pool.reading import read_pool
 from replicator.pool.remote import RemotePool
+from replicator.repository.remembered import remember_log
 
 HOST_CHARACTERS_MAX = 200
 OURS = "agent"
@@ -82,7 +83,18 @@ def run_agent(config: AgentConfig) -> None:
 
 
 def connect_pool(config: AgentConfig) -> Pool:
-    """The pool, through its exporter, adopted or started; without a listener, as whoever has it, or by ourselves."""
+    """The pool, through its exporter, adopted or started; from then on its catalogue names the log."""
+    pool = _reach_pool(config)
+    try:
+        remember_log(pool, config.log)
+    except BaseException:
+        pool.close()
+        raise
+    return pool
+
+
+def _reach_pool(config: AgentConfig) -> Pool:
+    """Without a listener: as whoever has it, or by ourselves."""
     if not config.listen:
         return open_pool(config.pool, role=OURS)
     from replicator.exporter.supervise import connect
@@ -174,6 +186,7 @@ def _publish_here(path: Path, log: str, names: tuple[str, ...], labels: tuple[st
         volumes = published_volumes(view, names)
         is_new = all(view.position(each.uuid, Role.PUBLISHED) is None for each in view.volumes)
         opened = stack.enter_context(closing(open_log(log, create=is_new)))
+        remember_log(pool, log)
         context = Context(
             pool=lambda: pool,
             log=opened,

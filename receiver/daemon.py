@@ -28,7 +28,7 @@ from receiver.config import ReceiverConfig
 from receiver.disks import Disks, open_disks
 from receiver.follow import Follower, World
 from receiver.patience import StopWaiter
-from receiver.remember import log_rows, verified_of
+from receiver.remember import verified_of
 from receiver.retain import Retainer, Round
 from receiver.status import Standing, report
 from replicator.errors import ReplicatorError, UnavailableError
@@ -36,8 +36,9 @@ from replicator.exporter.journal import Journal, notify_systemd
 from replicator.history.resolve import NamedVolume, resolve_volume
 from replicator.log.interface import Log, VolumeEntry
 from replicator.pool.daemons import DaemonSocket
-from replicator.pool.interface import Pool, Switch
+from replicator.pool.interface import Pool
 from replicator.pool.registrations import registered
+from replicator.repository.remembered import remember_log
 
 SOCKET_NAME = "receiver"
 TURN_S = 1.0
@@ -117,7 +118,7 @@ class Receiver:
             log = around.open_log()
             stack.callback(log.close)
             pools = stack.enter_context(PoolAccess(around.connect_pool, around.open_devices))
-            self._remember_log(pools.current().pool)
+            remember_log(pools.current().pool, self.config.log)
             yield World(
                 pools,
                 log,
@@ -186,12 +187,6 @@ class Receiver:
         self._last_round = self._retainer.round(pool)
         if self._last_round.deleted:
             self._around.journal.info("points retired", count=len(self._last_round.deleted))
-
-    def _remember_log(self, pool: Pool) -> None:
-        """Restores find the log by the pool's catalogue."""
-        rows = log_rows(pool.view(), self.config.log)
-        if rows:
-            pool.switch(Switch(changes=rows))
 
     def _end_followers(self) -> None:
         self._around.waiter.stop()

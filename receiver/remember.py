@@ -1,7 +1,6 @@
-"""What a receiver writes into its pool's catalogue besides replicas: which log it follows, what was verified when.
+"""What a receiver writes into its pool's catalogue besides replicas: what was verified when.
 
 setting             value
-log                 the log's URL, absolute: restores and `points list` find it there
 verified:UUID       {"number": N, "timestamp_ns": T}: the newest point that was verified, and when
 """
 
@@ -12,11 +11,9 @@ from uuid import UUID
 
 import msgspec
 
-from replicator.log.opening import log_url
 from replicator.pool.catalogue_schema import Setting
 from replicator.pool.changes import Put
 from replicator.pool.view import CatalogueView
-from replicator.repository.source import LOG_SETTING
 
 _VERIFIED = "verified:"
 
@@ -24,12 +21,6 @@ _VERIFIED = "verified:"
 class _Verified(msgspec.Struct, frozen=True):
     number: int
     timestamp_ns: int
-
-
-def log_rows(view: CatalogueView, url: str) -> tuple[Put, ...]:
-    """What the catalogue lacks to name the log."""
-    wanted = log_url(url)
-    return () if view.setting(LOG_SETTING) == wanted else (Put(Setting(LOG_SETTING, wanted)),)
 
 
 def verified_row(volume: UUID, number: int, timestamp_ns: int) -> Put:

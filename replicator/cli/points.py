@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from replicator.cli.places import POOL
-from replicator.cli.show import json_option, print_facts, print_json, print_table, size_text
+from replicator.cli.show import json_option, local_zone, print_facts, print_json, print_table, size_text
 from replicator.errors import ConflictError, NotFoundError, UnavailableError, UsageError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def list_points(source: str, volume: str | None, everything: bool, since: str | 
     """
     from replicator.repository.source import open_source
 
-    zone = _zone()
+    zone = local_zone()
     since_ns = _instant(since, zone) if since else 0
     with open_source(source) as opened:
         volumes = [opened.volume(volume)] if volume else opened.volumes()
@@ -114,7 +114,7 @@ def show_point(source: str, point: str, accept_gap: bool, as_json: bool) -> None
     from replicator.history.points import format_instant
     from replicator.repository.source import open_source
 
-    zone = _zone()
+    zone = local_zone()
     with open_source(source) as opened:
         found = opened.open_point(point, now_ns=time.time_ns(), accept_gap=accept_gap, zone=zone)
         with found.disk as disk:
@@ -227,7 +227,7 @@ def label_point(pool: Path, point: str, label: str, as_json: bool) -> None:
     from replicator.repository.source import open_source
 
     check_label(label)
-    zone = _zone()
+    zone = local_zone()
     with open_source(str(pool)) as source:
         if source.pool is None:
             raise UsageError(f"{pool} is a log, and only appended to", mend="name a replica's pool")
@@ -265,14 +265,6 @@ def point_document(volume: NamedVolume, point: RestorePoint) -> dict[str, Any]:
         "digest": point.digest.hex(),
         "held": point.held,
     }
-
-
-def _zone() -> tzinfo:
-    from datetime import datetime
-
-    zone = datetime.now().astimezone().tzinfo
-    assert zone is not None
-    return zone
 
 
 def _instant(text: str, zone: tzinfo) -> int:

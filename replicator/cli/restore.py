@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from replicator.cli.show import json_option, print_facts, print_json, progress, size_text
+from replicator.cli.show import json_option, local_zone, print_facts, print_json, progress, size_text
 from replicator.errors import UsageError
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ def restore(
     replicator restore /mnt/log vm1@before-upgrade --to - | zstd > vm1.zst
     """
     import time
-    from datetime import datetime
 
     from replicator.repository.restore import plan_restore
     from replicator.repository.restore import restore as carry_out
@@ -48,8 +47,7 @@ def restore(
         raise UsageError("the disk and a JSON document can't both go to stdout", mend="restore to a file")
     if to == "-" and not dry_run and sys.stdout.isatty():
         raise UsageError("stdout is a terminal: a disk's bytes would only spoil it", mend="pipe or redirect it")
-    zone = datetime.now().astimezone().tzinfo
-    assert zone is not None
+    zone = local_zone()
     with open_source(source) as opened_source:
         opened = opened_source.open_point(point, now_ns=time.time_ns(), accept_gap=accept_gap, zone=zone)
         with opened.disk:
@@ -68,11 +66,9 @@ def restore(
 
 
 def _what(plan: RestorePlan) -> str:
-    from datetime import datetime
 
     point = plan.opened.point
-    zone = datetime.now().astimezone().tzinfo
-    assert zone is not None
+    zone = local_zone()
     return f"{plan.opened.volume.name} {point.describe(zone)}"
 
 

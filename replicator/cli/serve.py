@@ -71,6 +71,7 @@ def serve(
 def _serve(
     path: Path, listeners: Sequence[ListenAsked], group: str | None, started_by: str, ready_fd: int | None
 ) -> None:
+    from replicator.cli.points_served import serve_points, wants_points
     from replicator.exporter.process import ExporterSettings
     from replicator.exporter.process import serve as serve_pool
     from replicator.pool.locks import OwnedElsewhereError
@@ -83,6 +84,9 @@ def _serve(
             os.write(ready_fd, b"READY\n")
             os.close(ready_fd)
 
+    if wants_points(path, listeners):
+        serve_points(path, listeners, ready, started_by, group)
+        return
     try:
         serve_pool(path, ExporterSettings(tuple(listeners), started_by, group), ready)
     except OwnedElsewhereError:

@@ -6,10 +6,14 @@ Used by every command of the core, and by those of agent and receiver. Results g
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, tzinfo
+from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import click
 
@@ -106,6 +110,18 @@ def progress(what: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=total_bytes)
         yield lambda done: bar.update(task, completed=done)
+
+
+def local_zone() -> tzinfo:
+    """The zone that local times are meant in: TZ, else /etc/localtime, with its changes of clock; else UTC."""
+    name = os.environ.get("TZ", "").lstrip(":")
+    try:
+        if name:
+            return ZoneInfo(name)
+        with Path("/etc/localtime").open("rb") as file:
+            return ZoneInfo.from_file(file)
+    except (OSError, ValueError):
+        return UTC
 
 
 def size_text(size_bytes: int) -> str:

@@ -223,9 +223,8 @@ def _try(view: CatalogueView, name: str, asked: ListenAsked) -> Offered | None:
 def uri_of(address: Address, name: str) -> str:
     """What an NBD client is told to open."""
     if isinstance(address, UnixAddress):
-        return f"nbd+unix:///{name}?socket={address.path}"
-    host = f"[{address.host}]" if ":" in address.host else address.host
-    return f"nbd://{host}:{address.port}/{name}"
+        return str(NbdUri(name, socket_path=str(address.path)))
+    return str(NbdUri(name, address.host, address.port))
 
 
 def security_of(tls: dict[str, str]) -> Security:

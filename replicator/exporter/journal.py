@@ -43,7 +43,7 @@ class Journal:
 
 
 def notify_systemd(*assignments: str) -> None:
-    """sd_notify: READY=1, STATUS=…, STOPPING=1; nothing where no NOTIFY_SOCKET is."""
+    """sd_notify: READY=1, STATUS=…, WATCHDOG=1, STOPPING=1; nothing where no NOTIFY_SOCKET is."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if address[:1] not in ("/", "@"):
         return

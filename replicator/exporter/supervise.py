@@ -15,6 +15,7 @@ import os
 import select
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 from replicator.errors import ConflictError, ReplicatorError, UnavailableError
@@ -85,6 +86,7 @@ def _await(receiving: int, child: subprocess.Popen[bytes], path: Path) -> None:
         raise ReplicatorError(f"the exporter of {path} wasn't ready within {START_S:.0f} s")
     said = os.read(receiving, _MESSAGE_BYTES).decode(errors="replace")
     if said.startswith("READY"):
+        threading.Thread(target=child.wait, name="exporter's end", daemon=True).start()  # or it would stay a zombie
         return
     code = child.wait()
     message = said.strip() or f"it ended with exit code {code}"

@@ -46,8 +46,8 @@ from replicator.pool.view import CatalogueView
 from replicator.repository.layers import Layers, collect, no_layers
 from replicator.repository.logged import LoggedHistory, read_history, valid_labels
 from replicator.repository.point import BaseDisk, Beneath, EmptyDisk, PointDisk
+from replicator.repository.remembered import LOG_SETTING
 
-LOG_SETTING = "log"
 """The pool's setting that names its log, written by the daemon that follows or publishes it."""
 
 _ALL = -1  # SQLite's limit for "all of them"

@@ -46,9 +46,9 @@ def assert_sound(metadata: Path) -> None:
 class Pool:
     """One of our pools with what its devices must read as."""
 
-    def __init__(self, path: Path, seed: int) -> None:
-        self.path, self.model, self.rng = path, Model(), random.Random(seed)
-        create_pool(path, PoolPlan(size_bytes=96 * MIB, metadata_bytes=4 * MIB))
+    def __init__(self, path: Path, seed: int, block_bytes: int = BLOCK) -> None:
+        self.path, self.model, self.rng, self.block_bytes = path, Model(), random.Random(seed), block_bytes
+        create_pool(path, PoolPlan(size_bytes=96 * MIB, metadata_bytes=4 * MIB, block_bytes=block_bytes))
 
     @contextmanager
     def ours(self) -> Iterator[tuple[PoolHand, Session]]:
@@ -57,7 +57,7 @@ class Pool:
             hand = PoolHand(pool.engine, self.model.sizes(), pool)
             assert pool.facts(()).keys() == self.model.devices.keys()
             assert hand.hashes() == self.model.hashes()
-            yield hand, Session(self.rng, self.model, hand, BLOCK)
+            yield hand, Session(self.rng, self.model, hand, self.block_bytes)
             assert hand.hashes() == self.model.hashes()
         assert_sound(self.path / "metadata")
 
@@ -65,11 +65,11 @@ class Pool:
         """A turn of the kernel's: it reads all, goes `steps` on, takes messages, and reads all again."""
         sizes, before = self.model.sizes(), self.model.hashes()
         recorder = Recorder(set(sizes))
-        Session(self.rng, self.model, recorder, BLOCK).steps(steps)
+        Session(self.rng, self.model, recorder, self.block_bytes).steps(steps)
         for words in end:
             recorder.message(*words)
-        output = guest.boot(guest_script(sizes, recorder.orders), [self.path / "metadata", self.path / "data"]).output
-        result = seen(output)
+        script = guest_script(sizes, recorder.orders, self.block_bytes // 512)
+        result = seen(guest.boot(script, [self.path / "metadata", self.path / "data"]).output)
         assert result.before == before
         assert result.after == self.model.hashes()
         assert_sound(self.path / "metadata")
@@ -117,8 +117,8 @@ def test_our_pool_is_continued_by_the_kernel_and_by_us_in_turns(guest: kernel.Ke
 
 
 def test_a_metadata_snapshot_is_released_by_the_other_engine(guest: kernel.Kernel, tmp_path: Path) -> None:
-    """Ours by the kernel, the kernel's by us; under either, both write what it freezes the mappings of."""
-    pool = Pool(tmp_path / "pool", seed=2)
+    """Ours by the kernel, the kernel's by us, and both write under it; in larger blocks, too."""
+    pool = Pool(tmp_path / "pool", seed=2, block_bytes=256 * KIB)
     with pool.ours() as (hand, session):
         session.create(SIZE)
         session.fill()

@@ -20,7 +20,7 @@ from agent.config import AgentConfig, GroupConfig
 from agent.cut import GroupPublisher
 from agent.daemon import SOCKET_NAME, Agent
 from agent.decide import FencedError
-from agent.journal import Journal
+from replicator.exporter.journal import Journal
 from agent.running import ask_agent, publish_once, status_of
 from agent.status import text
 from replicator.errors import ConflictError, NotFoundError, ReplicatorError

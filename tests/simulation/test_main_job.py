@@ -93,7 +93,7 @@ def test_every_point_is_an_exact_prefix_through_every_kill(hosts: Hosts, tmp_pat
 def check_points(hosts: Hosts, points: list[dict[str, object]], writer: Writer, folder: Path) -> None:
     """Each point from the replica, and every third from the log alone; the last is what the writer wrote."""
     target = folder / "point.img"
-    rounds = []
+    rounds: list[int] = []
     for source, chosen in ((hosts.replica, points), (hosts.log, [*points[::8], points[-1]])):
         rounds.clear()
         with open_source(str(source)) as opened:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from replicator.pdata.bitmap import ENTRIES_PER_BITMAP, INDEX_ENTRIES, OVERFLOW, pack_bitmaps, pack_index
+from replicator.pdata.bitmap import ENTRIES_PER_BITMAP, INDEX_ENTRIES, OVERFLOW, narrow, pack_bitmaps, pack_index
 from replicator.pdata.node import (
     BITMAP_INDEX,
     DETAILS,
@@ -261,7 +261,7 @@ class ThinImage:
         padded = np.zeros(len(blocks) * ENTRIES_PER_BITMAP, dtype=np.uint32)
         padded[: len(counts)] = counts
         grid = padded.reshape(len(blocks), ENTRIES_PER_BITMAP)
-        self.write(blocks, pack_bitmaps(grid, blocks))
+        self.write(blocks, pack_bitmaps(narrow(grid), blocks))
         entries = np.zeros(len(blocks), dtype=INDEX_ENTRY_DTYPE)
         entries["block"] = blocks
         entries["nr_free"] = (grid == 0).sum(axis=1)

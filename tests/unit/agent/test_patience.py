@@ -12,7 +12,7 @@ import pytest
 from agent.backoff import Backoff
 from agent.clock import SystemClock
 from agent.hooks import Hooks, run_limited
-from agent.journal import Journal, notify_systemd
+from replicator.exporter.journal import Journal, notify_systemd
 from agent.meter import RoomMeter, SentMeter
 from agent.ratelimit import TokenBucket
 from replicator.history.points import Consistency

@@ -28,7 +28,8 @@ from replicator.pool.interface import CutRequest, Switch
 from replicator.pool.opening import OwnedPool, own_pool
 from replicator.pool.volumes import create_snapshot, create_volume
 from replicator.repository.logged import read_history
-from replicator.repository.source import LOG_SETTING, open_source
+from replicator.repository.remembered import LOG_SETTING
+from replicator.repository.source import open_source
 from replicator.units import CHUNK_BYTES, MIB
 from tests.support.command_line import Command, runner, tree_of
 from tests.support.volume_histories import BEGAN_NS, NAME, SECOND_NS, History

@@ -8,6 +8,7 @@ import pytest
 from replicator.pdata.bitmap import (
     ENTRIES_PER_BITMAP,
     INDEX_ENTRIES,
+    narrow,
     pack_bitmaps,
     pack_index,
     unpack_bitmap,
@@ -22,7 +23,7 @@ BLOCK = np.array([9], dtype=np.uint64)
 def packed(counts: list[int]) -> bytes:
     whole = np.zeros((1, ENTRIES_PER_BITMAP), dtype=np.uint32)
     whole[0, : len(counts)] = counts
-    return bytes(pack_bitmaps(whole, BLOCK)[0].tobytes())
+    return bytes(pack_bitmaps(narrow(whole), BLOCK)[0].tobytes())
 
 
 @pytest.mark.parametrize(
@@ -44,7 +45,7 @@ def test_the_bits_are_swapped(counts: list[int], raw: str) -> None:
 
 def test_any_counts_come_back() -> None:
     counts = np.random.default_rng(1).integers(0, 4, (3, ENTRIES_PER_BITMAP)).astype(np.uint32)
-    rows = pack_bitmaps(counts, np.array([3, 1 << 20, 4], dtype=np.uint64))
+    rows = pack_bitmaps(narrow(counts), np.array([3, 1 << 20, 4], dtype=np.uint64))
     assert all((unpack_bitmap(row) == count).all() for row, count in zip(rows, counts, strict=True))
 
 

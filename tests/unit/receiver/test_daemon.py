@@ -23,7 +23,7 @@ from replicator.exporter.journal import Journal, notify_systemd
 from replicator.log.object_log import ObjectLog
 from replicator.pool.daemons import ask
 from replicator.pool.registrations import registrations
-from replicator.repository.source import LOG_SETTING
+from replicator.repository.remembered import LOG_SETTING
 from tests.support.memory_objects import MemoryStore
 from tests.support.receivers import assert_prefix
 from tests.support.replica_pools import ReplicaPool

@@ -87,7 +87,12 @@ def test_beyond_the_end_is_refused(engine: Engine, length: int, offset: int) -> 
 
 def test_a_device_that_is_open_for_reading_isnt_written(engine: Engine) -> None:
     device = engine.open_device(1, SIZE)
-    for call in (lambda: device.pwrite(b"x", 0), lambda: device.discard(0, 9), lambda: device.write_zeroes(0, 9)):
+    calls: list[Callable[[], object]] = [
+        lambda: device.pwrite(b"x", 0),
+        lambda: device.discard(0, 9),
+        lambda: device.write_zeroes(0, 9),
+    ]
+    for call in calls:
         with pytest.raises(ConflictError):
             call()
     writable = engine.open_device(1, SIZE, read_only=False)
