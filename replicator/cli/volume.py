@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from replicator.cli.places import GROWTH, POOL, Growth
-from replicator.cli.show import SIZE, confirm, json_option, print_json, print_table, progress, size_text
+from replicator.cli.show import SIZE, confirm, json_option, local_zone, print_json, print_table, progress, size_text
 from replicator.errors import ConflictError, UsageError
 
 if TYPE_CHECKING:
@@ -140,19 +140,16 @@ def snapshot(path: Path, name: str, snapshot_name: str, as_json: bool) -> None:
 @_name_argument
 @json_option
 def clone(path: Path, source: str, name: str, as_json: bool) -> None:
-    """Make the volume NAME from the volume or snapshot SOURCE, sharing its blocks.
+    """Make the volume NAME from the volume, snapshot or restore point SOURCE, sharing its blocks.
 
     \b
     replicator volume clone /srv/pool before-upgrade vm1-test
+    replicator volume clone /srv/replica vm1@-5m vm1-test
     """
-    from replicator.pool.devices import find
-    from replicator.pool.reading import read_beside
-    from replicator.pool.volumes import clone as make
+    from replicator.repository.cloning import clone_named
 
     with _opened(path) as pool:
-        with read_beside(pool) as reader:
-            found = find(reader, source)
-        made = make(pool, found.dev_id if found.live is None else found.live.uuid, name)
+        made = clone_named(pool, source, name, local_zone())
     _tell(as_json, {"name": made.name, "uuid": str(made.uuid), "dev_id": made.dev_id, "size_bytes": made.size_bytes})
 
 

@@ -31,7 +31,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 from uuid import uuid4
 
 import numpy as np
@@ -72,12 +72,44 @@ class Imported:
     written_bytes: int
 
 
+class ImportSource(Protocol):
+    """What can be brought into a volume: a file, or any disk that tells where it has data."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    def extents(self, unit_bytes: int) -> Iterator[tuple[int, int]]:
+        """[begin, end) of what may hold something, ascending, on the grid of `unit_bytes` but for the disk's end."""
+
+    def pread_into(self, target: memoryview, offset_bytes: int) -> None: ...
+
+
+class _FileSource(FileDevice):
+    """A file or block device whose holes its file system knows."""
+
+    def extents(self, unit_bytes: int) -> Iterator[tuple[int, int]]:
+        """What isn't a hole."""
+        return data_extents(self.fileno(), self.size_bytes, unit_bytes)
+
+
 def import_file(pool: Pool, name: str, source: Path, *, progress: Progress = lambda _done, _total: None) -> Imported:
-    """Make `source` the content of the volume `name`; a new volume gets its size, an old one's rest becomes zeros."""
+    """Make the file `source` the content of the volume `name` (import_disk)."""
+    before = _volume_there(pool, name)
+    _refuse_served(pool, before)
+    with closing(_open_source(source)) as file:
+        return import_disk(pool, name, file, progress=progress)
+
+
+def import_disk(
+    pool: Pool, name: str, file: ImportSource, *, progress: Progress = lambda _done, _total: None
+) -> Imported:
+    """Make `file` the content of the volume `name`; a new volume gets its size, an old one's rest becomes zeros."""
     before = _volume_there(pool, name)
     _refuse_served(pool, before)
     with ExitStack() as stack:
-        file = stack.enter_context(closing(_open_source(source)))
         size = _size_for(before, file)
         stack.enter_context(_running(pool))
         sweep_hidden(pool)
@@ -117,13 +149,13 @@ def _refuse_served(pool: Pool, before: Volume | None) -> None:
         )
 
 
-def _open_source(path: Path) -> FileDevice:
+def _open_source(path: Path) -> _FileSource:
     if path.is_dir():
         raise UsageError(f"{path} is a directory", mend="name an image file, or a block device")
-    return FileDevice(path, read_only=True)
+    return _FileSource(path, read_only=True)
 
 
-def _size_for(before: Volume | None, file: FileDevice) -> int:
+def _size_for(before: Volume | None, file: ImportSource) -> int:
     """The volume's size; UsageError where the file's can't be one, or doesn't fit."""
     if not file.size_bytes or file.size_bytes % SECTOR_BYTES:
         mend = f"truncate --size=%{SECTOR_BYTES} {file.name}, on a copy of it" if file.size_bytes else None
@@ -191,11 +223,11 @@ class _Import:
         if old is not None:
             self._old_root = self.pool.facts((self.volume.dev_id,))[self.volume.dev_id].root
 
-    def copy(self, file: FileDevice, progress: Progress) -> None:
+    def copy(self, file: ImportSource, progress: Progress) -> None:
         """Bring all of the file in, and take out what the volume has beyond it."""
         block, at = self.pool.block_bytes, 0
         window = memoryview(bytearray(max(_WINDOW_BYTES // block, 1) * block))
-        for begin, end in data_extents(file.fileno(), file.size_bytes, block):
+        for begin, end in file.extents(block):
             self._clear(at, begin)
             for offset in range(begin, end, len(window)):
                 length = min(len(window), end - offset)

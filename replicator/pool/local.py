@@ -29,6 +29,7 @@ from uuid import UUID
 
 from replicator.errors import ConflictError, NotFoundError, UsageError
 from replicator.pdata.block import Words
+from replicator.pdata.room import UNMAP_WEIGHT
 from replicator.pool.applying import CutChange, NothingChangedError, Outcome, ResizeChange, SwitchChange
 from replicator.pool.catalogue import Catalogue
 from replicator.pool.catalogue_schema import DEV_ID_LIMIT, LoggedPoint
@@ -177,7 +178,8 @@ class LocalPool:
                 apply=work.apply,
                 prepare=work.prepare,
                 cut_devices=self._open_for_writing([origin for _, origin in switch.snapshot]),
-                deletes=bool(switch.delete or switch.fill),
+                deletes=bool(switch.delete or switch.fill or switch.grow_data_blocks or switch.grow_metadata_blocks),
+                weight=sum(len(each.virtual_blocks) + UNMAP_WEIGHT * len(each.unmapped) for each in switch.fill),
             )
         )
         return outcome.transaction_id

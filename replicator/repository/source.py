@@ -38,10 +38,10 @@ from replicator.log.interface import Log
 from replicator.log.opening import is_log, log_folder, open_log
 from replicator.pool.catalogue import Catalogue, StaleViewError
 from replicator.pool.catalogue_schema import LoggedPoint, Purpose, Snapshot
-from replicator.pool.interface import Lease
+from replicator.pool.interface import Lease, Pool
 from replicator.pool.origins import open_origin
 from replicator.pool.reader import PoolReader
-from replicator.pool.reading import read_pool
+from replicator.pool.reading import read_beside, read_pool
 from replicator.pool.view import CatalogueView
 from replicator.repository.layers import Layers, collect, no_layers
 from replicator.repository.logged import LoggedHistory, read_history, valid_labels
@@ -318,8 +318,8 @@ class _RetiredError(NotFoundError):
     """The snapshot went away between looking and leasing."""
 
 
-def open_source(text: str) -> Source:
-    """The pool or log that `text` names; a pool brings the log that it remembers."""
+def open_source(text: str, *, beside: Pool | None = None) -> Source:
+    """The pool or log that `text` names, a pool with the log that it remembers; `beside`: that pool, open here."""
     if is_log(text):
         return Source(text, log=open_log(text), places=(log_folder(text),))
     if text.startswith(("dm:", "lvm:")):
@@ -330,7 +330,7 @@ def open_source(text: str) -> Source:
         raise NotFoundError(
             f"{text} is neither a pool nor a log", mend="name a pool's directory, or a log: a directory that has one"
         )
-    pool = CataloguedPool(read_pool(path))
+    pool = CataloguedPool(read_pool(path) if beside is None else read_beside(beside))
     try:
         log, problem = _log_of(pool.view())
     except BaseException:

@@ -260,7 +260,6 @@ class Engine:
         self._thread.join()
         if not self.failed:
             self.dirty.restart(superblock_sum(self.metadata.superblock.pack()))
-        self._frozen = None  # what a failed commit left: views of the file, which is unmapped now
         self.dirty.close()
 
     # -- the committer -----------------------------------------------------------------------------------------
@@ -291,7 +290,8 @@ class Engine:
                 self._commit(change)
             else:
                 self.data.flush()
-                self._reclaim()
+                with self.lock:
+                    self.metadata.transaction.data.counts.settle(self.gate.reclaim())
         except Exception as error:  # noqa: BLE001 - whatever it was, every waiter has to hear of it
             self._fail(error)
             if change is not None:
@@ -320,7 +320,7 @@ class Engine:
     def _has_room_for(self, change: Change) -> bool:
         """Whether the change fits beside what is dirty, that being committed first if need be; else it's refused."""
         for _ in range(2):
-            shape = self._shape()
+            shape = self._shape(change)
             with self.publish_lock:
                 weight = self.dirty.weight + change.weight
                 if self.admission.fits(shape, weight, may_use_kept=change.deletes):
@@ -335,7 +335,7 @@ class Engine:
         return False
 
     def _commit(self, change: Change | None) -> None:
-        frozen = self._freeze(change, self._shape())
+        frozen = self._freeze(change, self._shape(change))
         result = None
         with self.lock:
             superseded = fold_into(self.metadata, frozen)
@@ -386,14 +386,14 @@ class Engine:
         self.commit_count += 1
         self.space.refill()
 
-    def _reclaim(self) -> None:
-        with self.lock:
-            self.metadata.transaction.data.counts.settle(self.gate.reclaim())
-
-    def _shape(self) -> PoolShape:
-        """What bounds the commits to come: the devices that are open for writing may change."""
+    def _shape(self, change: Change | None = None) -> PoolShape:
+        """What bounds the commits to come: the devices open for writing may change, and any one that `change` fills."""
         with self.lock:
             open_ids = [device.dev_id for device in list(self.devices.values()) if not device.read_only]
             found = [device for dev_id in open_ids if (device := self.metadata.find(dev_id)) is not None]
-            mapped_blocks = sum(device.mapped_blocks for device in found)
-            return self.metadata.transaction.shape(trees=max(1, len(found)), mapped_blocks=mapped_blocks)
+            mapped, filled = (
+                sum(device.mapped_blocks for device in found),
+                int(change is not None and change.weight > 0),
+            )
+            mapped += filled * self.space.block_count
+            return self.metadata.transaction.shape(trees=max(1, len(found) + filled), mapped_blocks=mapped)

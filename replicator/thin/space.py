@@ -58,6 +58,11 @@ class DataSpace:
         return self._counts.free_count + self.stock_count
 
     @property
+    def block_count(self) -> int:
+        """Data blocks in all."""
+        return self._counts.nr_blocks
+
+    @property
     def stock_count(self) -> int:
         """Blocks that are to be had without waiting for tree work."""
         return len(self._ready) + len(self._stock)

@@ -156,14 +156,14 @@ def test_the_kernel_reads_what_we_wrote_into_its_pool(
                 model.devices[dev_id] = bytearray(engine.open_device(dev_id, size).pread(size, 0))
             assert model.hashes() == {int(dev_id): device["sha256"] for dev_id, device in facts.items()}
             hand = EngineHand(engine, sizes)
-            Session(rng, model, hand, block_bytes, devices_max=12).steps(80)
+            Session(rng, model, hand, block_bytes, devices_max=12).steps(60)
             assert hand.hashes() == model.hashes()
         finally:
             engine.close()
     assert_sound(paths[0])
     recorder, before = Recorder(set(model.devices)), model.hashes()
     sizes = model.sizes()
-    Session(rng, model, recorder, block_bytes, devices_max=12).steps(40)
+    Session(rng, model, recorder, block_bytes, devices_max=12).steps(25)
     result = seen(guest.boot(guest_script(sizes, recorder.orders, block_bytes // 512), paths).output)
     assert result.before == before
     assert result.after == model.hashes()

@@ -150,7 +150,7 @@ class Workload:
 
 def record(tmp_path: Path, seed: int, steps: int) -> Journal:
     """The journal of a workload that ends without a crash."""
-    dirty = tmp_path / "dirty"
+    dirty = tmp_path / "live"
     journal = Journal(watch=lambda: dirty.read_bytes() if dirty.exists() else b"")
     metadata = journal.device("metadata", formatted(4 << 20, DATA_BLOCKS).content())
     data = journal.device("data", random.Random(seed).randbytes(DATA_BLOCKS * BLOCK))  # old content must never show
@@ -195,7 +195,7 @@ def crash_everywhere(tmp_path: Path, seed: int, steps: int) -> None:
         dirty = tmp_path / "dirty"
         dirty.write_bytes(crash.seen)
         reopen(crash, crash.dead_process("metadata"), crash.dead_process("data"), dirty, power_cut=False)
-        dirty.write_bytes(crash.seen[:16] + OTHER_BOOT + crash.seen[32:])
+        dirty.write_bytes(crash.seen and crash.seen[:16] + OTHER_BOOT + crash.seen[32:])
         reopen(crash, crash.power_cut("metadata", chance), crash.power_cut("data", chance), dirty, power_cut=True)
 
 
@@ -208,6 +208,28 @@ def test_a_crash_at_each_step_loses_nothing_that_was_promised(tmp_path: Path, se
 @pytest.mark.parametrize("seed", range(100, 116))
 def test_a_crash_at_each_step_of_a_long_run(tmp_path: Path, seed: int) -> None:
     crash_everywhere(tmp_path, seed, 200)
+
+
+def test_a_freed_block_isnt_given_again_before_its_commit_is_durable(tmp_path: Path) -> None:
+    """P6, looked at from inside the commit: before each flush of it."""
+    journal, seen = Journal(), list[tuple[str, int]]()
+    metadata = journal.device("metadata", formatted(1 << 20, 4).content())
+    data = journal.device("data", bytes(4 * BLOCK))
+    with running(metadata, data, tmp_path / "dirty") as engine:
+        device = engine.open_device(BASE, 4 * BLOCK, read_only=False)
+        write(engine, device, b"x" * (4 * BLOCK), 0)
+        engine.commit()
+        with engine.gate.writing():
+            device.discard(BLOCK, 2 * BLOCK)
+
+        def look(name: str) -> None:
+            engine.space.refill()
+            seen.append((name, engine.space.stock_count))
+
+        journal.at_flush = look
+        engine.commit()
+        assert seen == [("data", 0), ("metadata", 0), ("metadata", 0)] and engine.space.stock_count == 2
+        journal.at_flush = lambda _: None
 
 
 def test_the_rig_sees_a_lost_write() -> None:

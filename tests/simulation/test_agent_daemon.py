@@ -20,10 +20,10 @@ from agent.config import AgentConfig, GroupConfig
 from agent.cut import GroupPublisher
 from agent.daemon import SOCKET_NAME, Agent
 from agent.decide import FencedError
-from replicator.exporter.journal import Journal
 from agent.running import ask_agent, publish_once, status_of
 from agent.status import text
 from replicator.errors import ConflictError, NotFoundError, ReplicatorError
+from replicator.exporter.journal import Journal
 from replicator.log.opening import open_log
 from replicator.pool.catalogue_schema import Role
 from replicator.pool.interface import Pool

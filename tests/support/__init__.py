@@ -3,6 +3,9 @@
 debian, fetch_judges   other people's programs, fetched
 judges, servers        those programs, asked and started
 kernel, guest          a real kernel: from outside, and within
+thin_sessions          random sessions on thin pools and their model, for any engine; thin_hands: for ours
+serve_process          `replicator serve` as a process of its own
+libnbd_programs        libnbd's C programs, built
 golden                 golden data, unpacked
 leftovers              what a test left running
 house                  the house rules

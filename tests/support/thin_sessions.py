@@ -96,10 +96,14 @@ class Session:
             self.model.devices[self.hand.snapshot(origin)] = bytearray(self.model.devices[origin])
 
     def delete(self) -> None:
-        """Any device, while there are more than two; with those that its engine deletes with it."""
+        """Any device, while there are more than two; with those that its engine deletes with it, but one stays."""
         if len(self.model.devices) > 2:
-            for gone in self.hand.delete(self._any()):
+            dev_id = self._any()
+            size_bytes = len(self.model.devices[dev_id])
+            for gone in self.hand.delete(dev_id):
                 del self.model.devices[gone]
+            if not self.model.devices:
+                self.create(size_bytes)
 
     def write(self) -> None:
         """Some sectors, anywhere."""

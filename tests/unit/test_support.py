@@ -41,6 +41,14 @@ def test_only_the_distributions_own_sources_are_taken_over(tmp_path: Path) -> No
     assert (into / "machine.list").read_text() == "deb [arch=amd64] http://mirror.example/debian trixie main contrib\n"
 
 
+def test_source_packages_are_named_beside_the_programs() -> None:
+    text = debian.with_sources(
+        "Types: deb\nURIs: http://mirror.example/debian\n\ndeb [a=b] http://mirror.example x main\n"
+    )
+    assert text.splitlines()[0] == "Types: deb deb-src"
+    assert text.splitlines()[-1] == "deb-src [a=b] http://mirror.example x main"
+
+
 def test_a_failing_program_is_an_error_that_says_why() -> None:
     with pytest.raises(debian.DebianError, match="no such package"):
         debian.run(["sh", "-c", "echo no such package >&2; exit 100"], timeout_s=10)

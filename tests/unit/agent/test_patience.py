@@ -12,9 +12,9 @@ import pytest
 from agent.backoff import Backoff
 from agent.clock import SystemClock
 from agent.hooks import Hooks, run_limited
-from replicator.exporter.journal import Journal, notify_systemd
 from agent.meter import RoomMeter, SentMeter
 from agent.ratelimit import TokenBucket
+from replicator.exporter.journal import Journal, notify_systemd
 from replicator.history.points import Consistency
 from tests.support.manual_clock import ManualClock
 
