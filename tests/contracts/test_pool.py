@@ -81,17 +81,27 @@ def test_a_switch_with_another_id_is_refused_and_changes_nothing(pool: Pool) -> 
         (Switch(create=(1,)), ConflictError),
         (Switch(create=(8, 8)), UsageError),
         (Switch(changes=(End(Setting, ("none",)),)), NotFoundError),
-        (Switch(fill=(Filling(1, _blocks(0), _blocks(5)),)), ConflictError),
     ],
 )
 def test_a_refused_switch_changes_nothing(pool: Pool, switch: Switch, kind: type[ReplicatorError]) -> None:
     """I1: an error of its own type, and the pool as it was."""
     before = pool.view(), pool.facts(())
-    if switch.fill and not isinstance(pool, RemotePool):
-        pytest.skip("which blocks are reserved is known to the control server; in one process callers are trusted")
     with pytest.raises(kind):
         pool.switch(switch)
     assert (pool.view(), pool.facts(())) == before
+
+
+def test_a_filling_names_each_reserved_block_once(pool: Pool) -> None:
+    """I1: a block that somebody has, or that is named twice, is refused before anything is done."""
+    pool.switch(Switch(create=(5, 6)))
+    _fill(pool, 5, [0], b"abcd")
+    free = pool.reserve(1)
+    taken = _blocks(int(free[0]), int(free[0]))
+    with pytest.raises(ConflictError):
+        pool.switch(Switch(fill=(Filling(6, _blocks(0, 1), taken),)))
+    pool.switch(Switch(fill=(Filling(6, _blocks(0), free),)))
+    with pytest.raises(ConflictError):
+        pool.switch(Switch(fill=(Filling(5, _blocks(1), free),)))
 
 
 def test_reserved_blocks_become_a_devices_content(pool: Pool) -> None:

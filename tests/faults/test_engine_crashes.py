@@ -7,6 +7,7 @@ file as it was; a power cut leaves what was flushed, a choice of the later write
 from __future__ import annotations
 
 import random
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -101,8 +102,8 @@ class Workload:
         try:
             self.send(kind, device, data, begin)
         except NoSpaceError:  # some of its blocks may be written
-            self.knows(self.knowledge.written())
-            self.knows(self.knowledge.writing(dev_id, device.pread(SIZE, 0)))
+            partly = device.pread(SIZE, 0)
+            self.knowledge = self.knowledge.written().writing(dev_id, partly)
         self.knows(self.knowledge.written())
 
     def send(self, kind: str, device: ThinDevice, data: bytes, begin: int) -> None:
@@ -171,7 +172,8 @@ def reopen(crash: Crash, metadata: MemoryDevice, data: MemoryDevice, dirty: Path
         found = {dev: engine.open_device(dev, SIZE).pread(SIZE, 0) for dev in engine.metadata.dev_ids()}
         note.explain(found, power_cut=power_cut)
         engine.devices.clear()
-        write(engine, engine.open_device(BASE, SIZE, read_only=False), b"\7" * 4096, 3 * BLOCK)
+        with suppress(NoSpaceError):  # it may have been full
+            write(engine, engine.open_device(BASE, SIZE, read_only=False), b"\7" * 4096, 3 * BLOCK)
         engine.commit()
         for dev_id in found.keys() - {BASE}:
             assert engine.open_device(dev_id, SIZE).pread(SIZE, 0) == found[dev_id]

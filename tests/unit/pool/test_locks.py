@@ -85,10 +85,11 @@ def test_a_reader_of_what_cannot_be_written_needs_no_lock(tmp_path: Path) -> Non
     """Read-only media: there is no lock file, and nobody can open for writing either."""
     with pytest.raises(NotFoundError):
         PoolLock.read(tmp_path / "none")
+    place = tmp_path
     if os.geteuid() == 0:
-        pytest.skip("root may write everywhere")
+        place = Path("/sys/kernel")  # root may write everywhere else
     tmp_path.chmod(0o500)
-    reader = PoolLock.read(tmp_path)
+    reader = PoolLock.read(place)
     assert reader is not None
     reader.release()
 
