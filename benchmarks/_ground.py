@@ -51,6 +51,12 @@ def cpu_of(argv: Sequence[str | Path], env: Mapping[str, str] | None = None) -> 
     return usage.ru_utime + usage.ru_stime
 
 
+def cpu_seconds(pid: int) -> float:
+    """User and system time that a running process has burnt."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def percentiles_ms(nanoseconds: npt.NDArray[np.int64]) -> str:
     """p50, p99 and the largest, in milliseconds; dashes for none."""
     if not len(nanoseconds):

@@ -24,7 +24,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -90,7 +90,7 @@ class Bench:
 class LockWatch:
     """How long a lock was held at a stretch, as one who asks for it every half millisecond sees it."""
 
-    def __init__(self, lock: threading.RLock) -> None:  # type: ignore[valid-type]  # a function for mypy
+    def __init__(self, lock: AbstractContextManager[bool]) -> None:
         self._lock, self._ended = lock, threading.Event()
         self.longest_s = 0.0
         self._thread = threading.Thread(target=self._run)
@@ -106,7 +106,7 @@ class LockWatch:
     def _run(self) -> None:
         while not self._ended.wait(0.0005):
             began = time.perf_counter()
-            with self._lock:  # type: ignore[attr-defined]
+            with self._lock:
                 self.longest_s = max(self.longest_s, time.perf_counter() - began)
 
 
@@ -140,9 +140,7 @@ def profile(bench: Bench, count: int) -> None:
     snapshot = bench.cut()
     bench.scatter(count)
     profiler = cProfile.Profile()
-    threading.setprofile(None)
-    round_of = bench.engine._round_of  # the committer's own step, called where the profiler is
-    profiler.runcall(round_of, None)
+    profiler.runcall(bench.engine._round_of, None)  # the committer's own step, in the thread that is profiled
     pstats.Stats(profiler).sort_stats("tottime").print_stats(25)
     bench.drop(snapshot)
 

@@ -7,7 +7,7 @@ the change is pages that get the content of other files of the machine. Two kind
 `files` is nearly all in stretches of 256 KiB, as when files are replaced; of `pages` half is in groups of one to four
 pages, as a database writes. All take turns, warm; the first backup isn't measured.
 
-    ours          `replicator agent publish POOL --log LOG`: start, cut, diff, publish, durable; the change came over NBD
+    ours          `replicator agent publish POOL --log LOG`: start, cut, diff, publish; the change came over NBD
     borg          `borg create` of the image into its repository, at its defaults, and with fixed 64 KiB chunks
     qemu-img      `qemu-img rebase` of an overlay: what differs between the images, not compressed
 
@@ -109,7 +109,7 @@ class Change:
 
 def used_pages(image: Path) -> list[int]:
     """Pages of the image that hold something."""
-    found = []
+    found: list[int] = []
     with image.open("rb") as file:
         at = 0
         while True:
@@ -281,7 +281,9 @@ def report(taken: dict[str, list[tuple[float, int]]], zstd: list[int]) -> None:
             over = statistics.median(run[1] / size for run, size in zip(runs, zstd, strict=True))
             line += f"   {over:.3f} x the zstd size of the changed pages ({statistics.median(zstd) / MIB:.1f} MiB)"
         else:
-            line += f"   {statistics.median(run[0] / mine[0] for run, mine in zip(runs, ours, strict=True)):6.1f} x ours"
+            line += (
+                f"   {statistics.median(run[0] / mine[0] for run, mine in zip(runs, ours, strict=True)):6.1f} x ours"
+            )
         print(line, flush=True)
 
 
@@ -317,7 +319,9 @@ def main() -> None:
         folder, image, files = Path(name), Path(name) / "image.raw", real_files()
         make_image(image, files, given.files_mib * MIB)
         used, contents = used_pages(image), content_of(files)
-        print(f"image: 4 GiB, {len(used) * PAGE_BYTES / MIB:.0f} MiB in use; {given.changed_mib} MiB change", flush=True)
+        print(
+            f"image: 4 GiB, {len(used) * PAGE_BYTES / MIB:.0f} MiB in use; {given.changed_mib} MiB change", flush=True
+        )
         contest = rivals(folder, image)
         for kind in given.kinds or KINDS:
             seeds = range(SEED, SEED + given.rounds)

@@ -5,7 +5,7 @@
 Agent and receiver run as they do for users, with their exporters, interval 1 s. A client writes 4 KiB at random with 16
 in flight: 500 a second, then as fast as they are answered. A write that was answered before a cut's instant is in its
 point (promise P3); the point is there when the replica pool's switch with it is durable (asked every 10 ms). Printed in
-ms, p50 p99 max: the lag, and the writes' latency meanwhile; then what was written and what went over the log.
+ms, p50 p99 max: the lag, and the writes' latency meanwhile; what was written and what went over the log; CPU.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks._ground import VOLUME, load, percentiles_ms, read_load
+from benchmarks._ground import VOLUME, cpu_seconds, load, percentiles_ms, read_load
 from replicator.cli.demo_hosts import Hosts
 from replicator.pool.remote import RemotePool
 from replicator.units import MIB, PAGE_BYTES
@@ -68,23 +68,28 @@ class Watch:
             time.sleep(ASK_S)
 
 
-def measure(hosts: Hosts, watch: Watch, size: int, seconds: float, rate: float) -> None:
+def measure(hosts: Hosts, watch: Watch, pids: dict[str, int], size: int, seconds: float, rate: float) -> None:
     """One rate."""
     out = hosts.here / "writes.npy"
-    before = stored_bytes(hosts.log)
+    before, burnt, began = stored_bytes(hosts.log), {each: cpu_seconds(pid) for each, pid in pids.items()}, time.time()
     with load(hosts.socket, size, seconds, rate, DEPTH, out):
         pass
     writes = read_load(out)
     watch.await_point_after(int(writes[:, 1].max()))
+    passed = time.time() - began
+    shares = ", ".join(f"{each} {(cpu_seconds(pid) - burnt[each]) / passed:.0%}" for each, pid in pids.items())
     cuts = np.array(sorted(watch.seen), dtype=np.int64)
     there = np.array([watch.seen[cut] for cut in cuts.tolist()], dtype=np.int64)
     there = np.minimum.accumulate(there[::-1])[::-1]  # a later point that was seen first holds the earlier one's writes
     lag = there[np.searchsorted(cuts, writes[:, 1])] - writes[:, 1]
+    here = cuts[cuts > writes[0, 1]]
+    apart, late = np.median(np.diff(here)) / 1e6, np.median(np.array([watch.seen[c] - c for c in here.tolist()])) / 1e6
     took = (writes[:, 1].max() - writes[:, 0].min()) / 1e9
     print(
         f"{f'{rate:.0f}/s' if rate else 'full speed':>10} {len(writes) / took:7.0f}/s | lag{percentiles_ms(lag)} |"
         f" latency{percentiles_ms(writes[:, 1] - writes[:, 0])} |"
-        f" {len(writes) * PAGE_BYTES / MIB:.0f} MiB written, {(stored_bytes(hosts.log) - before) / MIB:.0f} MiB logged",
+        f" {len(writes) * PAGE_BYTES / MIB:.0f} MiB written, {(stored_bytes(hosts.log) - before) / MIB:.0f} MiB logged\n"
+        f"{'':>10} cuts {apart:.0f} ms apart, each there after {late:.0f} ms (medians); CPU of one core: {shares}",
         flush=True,
     )
 
@@ -107,12 +112,13 @@ def main() -> None:
         for pool in (hosts.source, hosts.replica):
             hosts.command("pool", "create", str(pool), "--size", "16GiB", "--metadata-size", "128MiB")
         hosts.command("volume", "create", str(hosts.source), VOLUME, "--size", f"{given.size_mib}MiB")
-        hosts.start_agent()
-        hosts.start_receiver()
+        status = {"agent": hosts.start_agent(), "receiver": hosts.start_receiver()}
+        pids = {f"{each}'s exporter": found["exporter_pid"] for each, found in status.items()}
+        pids |= {each: found["pid"] for each, found in status.items()}
         hosts.wait_for("the first point", lambda: bool(hosts.points()))
         with Watch(hosts.replica) as watch:
             for rate in (500.0, 0.0):
-                measure(hosts, watch, size, given.seconds, rate)
+                measure(hosts, watch, pids, size, given.seconds, rate)
         hosts.stop()
 
 

@@ -3,9 +3,9 @@
     python benchmarks/pause.py [--seconds 10] [--folder DIR]
 
 An exporter serves a volume, wholly mapped; a client writes 4 KiB at random, 16 in flight together (each write counts
-from when it was due); a cut each second, the snapshot of the cut before is dropped. Each row is measured twice, in turn:
-without cuts, and with them. Printed in ms, p50 p99 max: the pause that the engine took, and the writes' latency without
-cuts, with them but outside of one (from request to its durable answer), and around one.
+from when it was due); a cut each second, the snapshot of the cut before is dropped. Each row is measured
+without cuts, then with them. Printed in ms, p50 p99 max: the pause that the engine took, and the writes' latency
+without cuts, with them but outside of one (from request to its durable answer), and around one.
 
 Every process shares the machine's processors: what the clients lose by that shows in the column without cuts.
 """
@@ -123,7 +123,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--folder", type=Path)
     given = parser.parse_args()
-    print(f"{'p50, p99, max in ms':>48} |{'engine pause':>24} |{'no cuts':>24} |{'between cuts':>24} |{'around cuts':>24}")
+    print(
+        f"{'p50, p99, max in ms':>48} |{'engine pause':>24} |{'no cuts':>24} |{'between cuts':>24} |{'around cuts':>24}"
+    )
     for size in sorted({case.size_bytes for case in CASES}):
         with tempfile.TemporaryDirectory(dir=given.folder) as name:
             folder = Path(name)

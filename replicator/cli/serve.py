@@ -72,6 +72,7 @@ def _serve(
     path: Path, listeners: Sequence[ListenAsked], group: str | None, started_by: str, ready_fd: int | None
 ) -> None:
     from replicator.cli.points_served import serve_points, wants_points
+    from replicator.exporter.journal import notify_systemd
     from replicator.exporter.process import ExporterSettings
     from replicator.exporter.process import serve as serve_pool
     from replicator.pool.locks import OwnedElsewhereError
@@ -83,6 +84,8 @@ def _serve(
         if ready_fd is not None:
             os.write(ready_fd, b"READY\n")
             os.close(ready_fd)
+        if started_by == "own":
+            notify_systemd("READY=1")  # a unit of its own; what an agent started is no affair of systemd's
 
     if wants_points(path, listeners):
         serve_points(path, listeners, ready, started_by, group)

@@ -1,7 +1,7 @@
 """How a switch, a cut and a resize become one commit of the engine: looked at first, then done without fail.
 
 Used by pool/local only. `prepare` runs before anything is changed and refuses what can't be (unknown or leased
-devices, no room); `apply` runs in the commit and returns an Outcome: the catalogue rows that go with it.
+devices); `apply` runs in the commit and returns an Outcome: the catalogue rows that go with it.
 
 Invariants
   A1  What `prepare` let through, `apply` does whole: no error of a caller's making comes after the first change.
@@ -14,7 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from replicator.errors import ConflictError, NoSpaceError, ReplicatorError, UsageError
+from replicator.errors import ConflictError, ReplicatorError, UsageError
+from replicator.pdata.room import UNMAP_WEIGHT
 from replicator.pool.catalogue_schema import Cut, Snapshot, Volume
 from replicator.pool.changes import Change as RowChange
 from replicator.pool.changes import Put
@@ -46,18 +47,6 @@ class NothingChangedError(ReplicatorError):
         self.looked_at_ns = looked_at_ns
 
 
-def _need_room(metadata: PoolMetadata, mapping_count: int, device_count: int) -> None:
-    """NoSpaceError unless the free metadata takes a commit of this size in the worst case (P8)."""
-    transaction = metadata.transaction
-    need = transaction.worst_case_blocks(mapping_count) + 4 * device_count
-    free = transaction.metadata.counts.free_count
-    if need > free:
-        raise NoSpaceError(
-            f"metadata space is out: this may need {need} blocks, {free} are free",
-            mend="grow it: replicator pool grow POOL --metadata +SIZE",
-        )
-
-
 class SwitchChange:
     """A Switch on its way through one commit."""
 
@@ -84,8 +73,16 @@ class SwitchChange:
             metadata.device(dev_id)
             self._refuse_used(dev_id, "deleted")
         self._check_rows(current)
-        mapping_count = sum(len(filling.virtual_blocks) + 2 * len(filling.unmapped) for filling in switch.fill)
-        _need_room(metadata, mapping_count, len(new) + len(switch.delete))
+        if switch.snapshot:
+            metadata.check_time()
+
+    @property
+    def weight(self) -> int:
+        """What the change adds to its commit (pdata/room)."""
+        switch = self.switch
+        devices = len(switch.create) + len(switch.snapshot) + len(switch.delete)
+        filled = sum(len(each.virtual_blocks) + UNMAP_WEIGHT * len(each.unmapped) for each in switch.fill)
+        return filled + UNMAP_WEIGHT * max(devices - 1, 0)
 
     def _prepare_filling(self, metadata: PoolMetadata, filling: Filling, new: Iterable[int]) -> None:
         if filling.dev_id not in new:
@@ -163,7 +160,12 @@ class CutChange:
             pairs = zip(volumes, request.unless_equal, strict=True)
             if all(self._is_equal(metadata, volume, dev_id) for volume, dev_id in pairs):
                 raise NothingChangedError(self.pool.clock_ns())
-        _need_room(metadata, self.pool.engine.dirty.count, len(volumes))
+        metadata.check_time()
+
+    @property
+    def weight(self) -> int:
+        """What the cut adds to its commit (pdata/room)."""
+        return UNMAP_WEIGHT * (len(self.request.volumes) - 1)
 
     def _is_equal(self, metadata: PoolMetadata, volume: Volume, dev_id: int) -> bool:
         snapshot = metadata.find(dev_id)
@@ -214,9 +216,8 @@ class ResizeChange:
         self.pool = pool
 
     def prepare(self, metadata: PoolMetadata) -> None:
-        """NotFoundError or NoSpaceError before anything is done."""
+        """NotFoundError before anything is done."""
         metadata.device(self.volume.dev_id)
-        _need_room(metadata, 2, 1)
 
     def apply(self, metadata: PoolMetadata) -> Outcome:
         """Unmap beyond the end, and put the row."""

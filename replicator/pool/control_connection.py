@@ -106,7 +106,8 @@ class ControlConnection:
 
     def _exchange(self, request: Frame, timeout_s: float) -> Frame:
         self._socket.settimeout(timeout_s)
-        self._socket.sendall(request.pack())
+        with contextlib.suppress(BrokenPipeError):  # an owner that turned us away has said why before it hung up
+            self._socket.sendall(request.pack())
         while True:
             data = self._socket.recv(_RECEIVE_BYTES)
             if not data:

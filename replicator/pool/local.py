@@ -179,7 +179,7 @@ class LocalPool:
                 prepare=work.prepare,
                 cut_devices=self._open_for_writing([origin for _, origin in switch.snapshot]),
                 deletes=bool(switch.delete or switch.fill or switch.grow_data_blocks or switch.grow_metadata_blocks),
-                weight=sum(len(each.virtual_blocks) + UNMAP_WEIGHT * len(each.unmapped) for each in switch.fill),
+                weight=work.weight,
             )
         )
         return outcome.transaction_id
@@ -195,7 +195,7 @@ class LocalPool:
             return CutMade(made.cut_id, made.dev_ids, made.timestamp_ns, self._view.at_id)
         live = [self._view.volume(uuid).dev_id for uuid in request.volumes]
         work = CutChange(request, self)
-        change = Change(apply=lambda _: None, prepare=work.prepare, cut_devices=live)
+        change = Change(apply=lambda _: None, prepare=work.prepare, cut_devices=live, weight=work.weight)
         change.apply = lambda metadata: work.apply(metadata, self._cut_time(change.cut_at_ns))
         try:
             outcome: Outcome = self.engine.change(change)
@@ -241,7 +241,9 @@ class LocalPool:
         try:
             if device is not None and size_bytes < row.size_bytes:
                 self._zero_tail(device, size_bytes)
-            outcome: Outcome = self.engine.change(Change(apply=work.apply, prepare=work.prepare))
+            outcome: Outcome = self.engine.change(
+                Change(apply=work.apply, prepare=work.prepare, deletes=True, weight=UNMAP_WEIGHT)
+            )
         except BaseException:
             if device is not None:
                 device.size_bytes = row.size_bytes

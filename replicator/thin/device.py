@@ -13,7 +13,9 @@ The new block is written whole before its mapping is known to anyone: a record i
 the reply (P1b). Whoever changes a block claims it first; other blocks never wait for it.
 
 Invariants
-  W1  Writers are inside the gate (thin/gate), so `epoch` doesn't change under them.
+  W1  Writers are inside the gate (thin/gate), so `epoch` doesn't change under them. A write of several blocks finds
+      room for all of them before its first; only where others take that room meanwhile, in a pool that is nearly full,
+      may it leave the gate halfway, and stand on both sides of a cut.
   W2  At most one thread provisions or breaks one block at a time; it never leaves the gate while it has a claim.
   W3  Table and dirty records change together, under the publish lock: their order is the same.
 """
@@ -44,6 +46,8 @@ from replicator.thin.table import (
 
 if TYPE_CHECKING:
     from replicator.thin.engine import Engine
+
+_ROOM_TRIES = 2  # one commit empties the dirty set, the next frees what the first one's snapshots gave up
 
 
 class ThinDevice:
@@ -142,11 +146,24 @@ class ThinDevice:
         self._check(offset_bytes, len(view))
         self._refuse_read_only()
         at, size = 0, self.block_bytes
+        if offset_bytes % size + len(view) > size:
+            self._make_room(offset_bytes // size, (offset_bytes + len(view) - 1) // size + 1)
         while at < len(view):
             block, inside = divmod(offset_bytes + at, size)
             step = min(size - inside, len(view) - at)
             self.write_block(block, inside, view[at : at + step])
             at += step
+
+    def _make_room(self, begin: int, end: int) -> None:
+        """Before a write of the blocks [begin, end): wait now for what it would leave the gate for halfway (P3)."""
+        for _ in range(_ROOM_TRIES):
+            count = sum(self.entry(block) & STAMP_MASK != self.epoch for block in range(begin, end))
+            if not count or self.engine.has_room(count):
+                return
+            self.engine.space.refill()
+            if self.engine.has_room(count):
+                return
+            self.engine.wait_outside()
 
     def _refuse_read_only(self) -> None:
         if self.read_only:

@@ -200,17 +200,18 @@ class Engine:
                 idle = self._frozen is None and not self.dirty.count and not self._takes(1, trims=trims)
             if idle:
                 raise no_metadata_space(self.metadata.transaction.metadata.counts.free_count)
-            self._wait_outside()
+            self.wait_outside()
             self._check_alive()
 
-    def _wait_outside(self) -> None:
+    def wait_outside(self) -> None:
+        """A commit, awaited outside the gate by one who is inside it."""
         with self.gate.outside():
             self.commit()
 
     def wait_for_space(self) -> None:
         """No data block was to be had: what the next commits free may help; else NoSpaceError (P8)."""
         for _ in range(2):
-            self._wait_outside()
+            self.wait_outside()
             self.space.refill()
             if self.space.stock_count:
                 break

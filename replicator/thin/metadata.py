@@ -204,18 +204,22 @@ class PoolMetadata:
 
     def advance_time(self) -> int:
         """The time of a snapshot to be made now (D2, D3); ConflictError at the end of 24 bits."""
+        self.check_time()
         time = int(self.superblock.time)
         if self.time_is_capped or not self._mapped_now:
             return time
-        if time >= TIME_LIMIT - 1:
-            raise ConflictError(
-                "the pool's snapshot counter has reached its 24 bits, and another program has written since",
-                mend="copy the volumes into a new pool: replicator volume export, volume import",
-            )
         self.superblock = replace(self.superblock, time=time + 1)
         self._mapped_now = False
         self.time_is_capped = time + 1 > TIME_CAP
         return time + 1
+
+    def check_time(self) -> None:
+        """ConflictError where no snapshot can be made any more (D3)."""
+        if not self.time_is_capped and self.superblock.time >= TIME_LIMIT - 1:
+            raise ConflictError(
+                "the pool's snapshot counter has reached its 24 bits, and another program has written since",
+                mend="copy the volumes into a new pool: replicator volume export, volume import",
+            )
 
     @property
     def mapping_time(self) -> int:
