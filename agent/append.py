@@ -102,13 +102,13 @@ class Appender:
 
     def flush(self) -> None:
         """Send what was gathered."""
-        events, self._gathered = self._gathered, []
-        count, self._gathered_bytes = self._gathered_bytes, 0
-        if events:
-            self._pass_bytes(count)
-            assert self._writer is not None
-            writer = self._writer
-            self._hear(lambda: writer.append(writer.state.link, events))
+        if not self._gathered:
+            return
+        self._pass_bytes(self._gathered_bytes)  # may raise: what was gathered waits on
+        events, self._gathered, self._gathered_bytes = self._gathered, [], 0
+        assert self._writer is not None
+        writer = self._writer
+        self._hear(lambda: writer.append(writer.state.link, events))
 
     def sync(self) -> None:
         """Make what was sent durable now, so that a stop loses none of it."""

@@ -1,7 +1,8 @@
 """The agent's sign of life in the log: "nothing newer than N up to this instant", every few seconds and after commits.
 
 Beside the stream, for readers that must tell an idle disk from a dead agent. Before one is written the log's tail is
-looked at: a later epoch means that another publisher took over, and then its beacon is left alone.
+looked at: a later epoch means that another publisher took over, and then its beacon is left alone; a tail before what
+stood means that the log lost its end, and nothing is said until the publisher has found out.
 
 Invariants
   B1  A beacon names the tail that stands for sure, and an instant at which the volume was N; it never promises more.
@@ -41,12 +42,13 @@ class BeaconKeeper:
         self._due_s = self._clock.monotonic() + self._interval_s
 
     def write(self, durable: StreamState, equal_until_ns: int) -> bool:
-        """Write it; False, with nothing written, where another publisher has taken over."""
+        """Write it; False, with nothing written, where the log's tail isn't ours any more: look at it again."""
         self.postpone()
         if durable.committed is None:
             return True
         with log_errors():
-            if self._log.reader(durable.volume, durable.timeline).tail().epoch > durable.epoch:
+            tail = self._log.reader(durable.volume, durable.timeline).tail()
+            if tail.epoch > durable.epoch or tail.sequence < durable.sequence:
                 return False
             now = max(self._clock.now_ns(), equal_until_ns)
             self._log.write_beacon(Beacon.of(durable, equal_until_ns, now))

@@ -14,6 +14,7 @@ is made again here, and publishing goes on from the same base.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -105,6 +106,7 @@ class Agent:
         self._threads: dict[GroupWorker, threading.Thread] = {}
         self._sampled_s = float("-inf")
         self._is_clean = False
+        self._log_away: ReplicatorError | None = None
 
     # -- life --------------------------------------------------------------------------------------------------
 
@@ -120,30 +122,44 @@ class Agent:
             stack.enter_context(registered("agent", path, SOCKET_NAME))
             stack.callback(self._end_ours)
             self._log = self._opened_log(pool.view())
-            stack.callback(self._log.close)
-            stack.callback(self._join)
-            self.plan_workers(pool.view())
-            self._journal.info("agent started", pool=str(path), log=self.config.log)
-            notify_systemd("READY=1")
-            while not self.clock.is_stopping:
-                self.turn()
-                self.clock.wait(TURN_S)
+            if self._log is not None:
+                stack.callback(self._log.close)
+                stack.callback(self._join)
+                self._publish(pool)
             self._is_clean = True
             notify_systemd("STOPPING=1")
         self._journal.info("agent stopped")
 
-    def _opened_log(self, view: CatalogueView) -> Log:
-        """The log; made only for a pool that never published, so that an unmounted one isn't taken for new."""
+    def _publish(self, pool: Pool) -> None:
+        """Workers, and turns until a stop is asked for."""
+        self.plan_workers(pool.view())
+        self._journal.info("agent started", pool=str(self.config.pool), log=self.config.log)
+        notify_systemd("READY=1")
+        while not self.clock.is_stopping:
+            self.turn()
+            self.clock.wait(TURN_S)
+
+    def _opened_log(self, view: CatalogueView) -> Log | None:
+        """The log, however long it is away (an unmounted one isn't there at all); None once a stop is asked for.
+
+        Made only for a pool that never published, so that an unmounted one isn't taken for new.
+        """
         is_new = all(view.position(each.uuid, Role.PUBLISHED) is None for each in view.volumes)
         attempt, backoff = 0, Backoff()
         while True:
             try:
-                return self._open_log(is_new)
-            except UnavailableError as error:
+                log = self._open_log(is_new)
+            except (UnavailableError, NotFoundError) as error:
+                if is_new and isinstance(error, NotFoundError):
+                    raise
                 attempt += 1
+                self._log_away = error
                 self._journal.warning("log unreachable", reason=error.message)
                 if self.clock.wait(backoff.delay_s(attempt, self._chance())):
-                    raise
+                    return None
+            else:
+                self._log_away = None
+                return log
 
     def _end_ours(self) -> None:
         """A clean stop also ends the exporter that an agent started."""
@@ -218,8 +234,13 @@ class Agent:
 
     def status(self, _: Mapping[str, Any]) -> dict[str, Any]:
         """The document of agent/status."""
-        facts = self._gatherer.facts(self._holder.known(), list(self.workers), self.clock.monotonic())
-        return document(facts, self.clock.now_ns(), datetime.now().astimezone().tzinfo or UTC)
+        now_ns, away, pool = self.clock.now_ns(), self._log_away, self._holder.known()
+        if away is None or pool is None:
+            facts = self._gatherer.facts(pool, list(self.workers), self.clock.monotonic())
+        else:
+            reason, mend = f"log unreachable: {away.message}", away.mend or "mount it, or name the one that there is"
+            facts = self._gatherer.unpublished(pool.view(), now_ns, reason, mend, os.getpid())
+        return document(facts, now_ns, datetime.now().astimezone().tzinfo or UTC)
 
     def snapshot(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """A cut now, in the log when this returns; {"points": [...]}."""

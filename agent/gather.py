@@ -59,8 +59,8 @@ class Gatherer:
         exporter = None if owner == os.getpid() else owner
         return AgentFacts(self._path, self._log, os.getpid(), exporter, tuple(volumes), room)
 
-    def without_agent(self, view: CatalogueView, now_ns: int, mend: str) -> AgentFacts:
-        """What the catalogue alone tells when no agent runs: since each volume's last transaction, nothing is sure."""
+    def unpublished(self, view: CatalogueView, now_ns: int, reason: str, mend: str | None, pid: int = 0) -> AgentFacts:
+        """What the catalogue alone tells while nothing is published: since each volume's last cut nothing is sure."""
         volumes = []
         for row in view.volumes:
             position = view.position(row.uuid, Role.PUBLISHED)
@@ -76,13 +76,13 @@ class Gatherer:
                         position.timeline if position else 1,
                         position.number if position else 0,
                         position.timestamp_ns if position else None,
-                        failure=Failure(min(since, now_ns), f"no agent runs for {self._path}", mend),
+                        failure=Failure(min(since, now_ns), reason, mend),
                         waiting_number=prepared.number if prepared else None,
                         base_dev_id=base[0] if base else None,
                         base_since_ns=base[1] if base else None,
                     )
                 )
-        return AgentFacts(self._path, self._log, 0, None, tuple(volumes))
+        return AgentFacts(self._path, self._log, pid, None, tuple(volumes))
 
     def _has_changed(self, pool: Pool, view: CatalogueView, volume: Volume) -> bool | None:
         """Whether the volume differs from its base; None where dirty mappings leave it open."""

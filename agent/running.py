@@ -157,7 +157,7 @@ def status_of(pool: Path) -> dict[str, Any]:
     now = time.time_ns()
     mend = f"replicator agent run {pool} --log LOG --listen ADDRESS"
     with read_pool(pool, role="status") as reader:
-        facts = Gatherer(str(pool), "").without_agent(reader.view(), now, mend)
+        facts = Gatherer(str(pool), "").unpublished(reader.view(), now, f"no agent runs for {pool}", mend)
     found = document(facts, now, datetime.now().astimezone().tzinfo or UTC)
     return {**found, "pid": None, "log": None, "mend": mend}
 

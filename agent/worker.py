@@ -14,6 +14,8 @@ Driven by the daemon's thread (`run`), or by a test (`step`): no step waits, eac
 Invariants
   W1  A failure's instant is that of the first in a row (T2 of history/protection).
   W2  A request for a cut is answered exactly once: with its points, or with the error that its round met.
+  W3  An instant stands in a beacon only with the transaction that the volume was found equal to at it: after a log
+      lost its end, what was known of a later one says nothing of an earlier one.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from uuid import UUID
 
 from agent.append import LogAwayError
@@ -35,6 +37,7 @@ from agent.meter import SentMeter
 from agent.publish import StoppedError
 from replicator.errors import NotFoundError, ReplicatorError, UnavailableError
 from replicator.events.state import StreamState
+from replicator.events.values import StateName
 from replicator.history.protection import Failure
 from replicator.pool.catalogue_schema import Role
 
@@ -85,6 +88,7 @@ class GroupWorker:
         self.failure: Failure | None = None
         self.last_success_ns: int | None = None
         self.equal_until: dict[UUID, int] = {}
+        self._equal_to: dict[UUID, StateName | None] = {}
         self.paused_since_ns: int | None = None
         self._context = replace(context, tell=self._tell, count=self._count)
         self._publisher = GroupPublisher(self._context, plan.members, name=plan.name, hooks=plan.hooks)
@@ -138,8 +142,11 @@ class GroupWorker:
             self._round(now)
         if self.over is None and not self._context.clock.is_stopping:
             self._guard(self._write_beacons)
-        next_s = min([self._next_s, *(keeper.due_s for keeper in self._beacons.values())])
-        return min(LONGEST_STEP_S, max(0.0, next_s - self._context.clock.monotonic()))
+        due_s = [keeper.due_s for keeper in self._beacons.values()]
+        if self.paused_since_ns is None:
+            due_s.append(self._next_s)
+        delay_s = min(due_s, default=float("inf")) - self._context.clock.monotonic()
+        return 0.0 if self._tickets else min(LONGEST_STEP_S, max(0.0, delay_s))
 
     def close(self) -> None:
         """Sync what was sent, let go, and answer who still waits."""
@@ -162,7 +169,7 @@ class GroupWorker:
 
     def _succeeded(self, done: Round, began_s: float) -> None:
         for uuid in self._publisher.members:
-            self.equal_until[uuid] = done.timestamp_ns
+            self.equal_until[uuid], self._equal_to[uuid] = done.timestamp_ns, done.tails[uuid].committed
             if done.made:
                 self._beacons[uuid].hurry()
         self.failure, self._attempts = None, 0
@@ -170,7 +177,7 @@ class GroupWorker:
         self._next_s = max(began_s + self.plan.interval_s, self._context.clock.monotonic())
 
     def _write_beacons(self) -> None:
-        """Those that are due; a publisher whose place was taken finds out in the round that follows."""
+        """Those that are due; whose place was taken, or whose log lost its end, finds out in the next round."""
         for uuid in self._due_beacons():
             self._publisher.members[uuid].look_again()
             self._next_s = self._context.clock.monotonic()
@@ -180,25 +187,30 @@ class GroupWorker:
         self._due_beacons()
 
     def _due_beacons(self) -> list[UUID]:
-        """Write what is due; the volumes that another publisher has taken over."""
+        """Write what is due; the volumes whose tail isn't ours any more."""
         now, taken = self._context.clock.monotonic(), []
         for uuid, keeper in self._beacons.items():
             if now < keeper.due_s:
                 continue
-            durable, until = self._publisher.members[uuid].durable, self._equal_until(uuid)
+            durable = self._publisher.members[uuid].durable
+            until = self._equal_until(durable) if durable is not None else 0
             if durable is None or not until:
                 keeper.postpone()
             elif not keeper.write(durable, until):
                 taken.append(uuid)
         return taken
 
-    def _equal_until(self, uuid: UUID) -> int:
-        """The latest instant at which the volume was found equal to its last transaction; 0 before the first."""
-        if uuid not in self.equal_until:
+    def _equal_until(self, durable: StreamState) -> int:
+        """The latest instant at which the volume was found equal to the log's last transaction (W3); 0: none known."""
+        uuid, committed = durable.volume, durable.committed
+        if committed is None:
+            return 0
+        if uuid not in self.equal_until or self._equal_to.get(uuid) != committed:
+            self.equal_until.pop(uuid, None)
             position = self._context.pool().view().position(uuid, Role.PUBLISHED)
-            if position is None:
+            if position is None or (position.timeline, position.number, position.digest) != astuple(committed):
                 return 0
-            self.equal_until[uuid] = position.timestamp_ns
+            self.equal_until[uuid], self._equal_to[uuid] = position.timestamp_ns, committed
         return self.equal_until[uuid]
 
     def _count(self, count_bytes: int) -> None:

@@ -33,6 +33,12 @@ SLIM = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 """numpy's idle threads would be counted as nobody's work."""
 
 
+def keep_bytecode(folder: Path) -> None:
+    """Let the programs that are started from now on keep their bytecode, as installed ones do, in `folder`."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PYTHONPYCACHEPREFIX"] = str(folder)
+
+
 def replicator(*arguments: str | Path) -> list[str]:
     """The command line of our command, in this environment."""
     return [sys.executable, "-m", "replicator.cli.main", *map(str, arguments)]

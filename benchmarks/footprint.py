@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks._ground import load, make_pool, map_whole, percentiles_ms, read_load, replicator
+from benchmarks._ground import keep_bytecode, load, make_pool, map_whole, percentiles_ms, read_load, replicator
 from replicator.cli.demo_hosts import Hosts
 from replicator.units import GIB, MIB, TIB
 
@@ -85,8 +85,9 @@ def main() -> None:
     parser.add_argument("--starts", type=int, default=20)
     parser.add_argument("--folder", type=Path)
     given = parser.parse_args()
-    measure_start_up(given.starts)
     with tempfile.TemporaryDirectory(dir=given.folder) as name:
+        keep_bytecode(Path(name) / "bytecode")
+        measure_start_up(given.starts)
         measure_memory(Path(name), given.seconds)
 
 

@@ -35,7 +35,7 @@ import zstandard
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks._ground import ROOT, SLIM, VOLUME, cpu_of, replicator
+from benchmarks._ground import ROOT, SLIM, VOLUME, cpu_of, keep_bytecode, replicator
 from replicator.blockdev.nbd_connection import connect as connect_nbd
 from replicator.blockdev.nbd_pipeline import NbdPipeline
 from replicator.exporter.supervise import connect
@@ -54,7 +54,10 @@ FILE_LIMIT_BYTES = 64 * MIB
 SEED = 20261
 DEPTH = 32
 BORG = ROOT / ".cache" / "borg" / "bin" / "borg"
-BORG_HINT = "python3 -m venv .cache/borg && .cache/borg/bin/pip install borgbackup==1.4.5"
+BORG_HINT = (
+    "python3 -m venv .cache/borg && .cache/borg/bin/pip install borgbackup==1.4.5"
+    " (it is built: on Debian with libacl1-dev liblz4-dev libssl-dev libxxhash-dev libzstd-dev)"
+)
 BORG_FIXED = ["--chunker-params", f"fixed,{CHUNK_BYTES}"]
 
 
@@ -317,6 +320,7 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=given.folder) as name:
         folder, image, files = Path(name), Path(name) / "image.raw", real_files()
+        keep_bytecode(folder / "bytecode")
         make_image(image, files, given.files_mib * MIB)
         used, contents = used_pages(image), content_of(files)
         print(

@@ -22,7 +22,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks._ground import VOLUME, cpu_seconds, load, percentiles_ms, read_load
+from benchmarks._ground import VOLUME, cpu_seconds, keep_bytecode, load, percentiles_ms, read_load
 from replicator.cli.demo_hosts import Hosts
 from replicator.pool.remote import RemotePool
 from replicator.units import MIB, PAGE_BYTES
@@ -88,7 +88,7 @@ def measure(hosts: Hosts, watch: Watch, pids: dict[str, int], size: int, seconds
     print(
         f"{f'{rate:.0f}/s' if rate else 'full speed':>10} {len(writes) / took:7.0f}/s | lag{percentiles_ms(lag)} |"
         f" latency{percentiles_ms(writes[:, 1] - writes[:, 0])} |"
-        f" {len(writes) * PAGE_BYTES / MIB:.0f} MiB written, {(stored_bytes(hosts.log) - before) / MIB:.0f} MiB logged\n"
+        f" {len(writes) * PAGE_BYTES / MIB:.0f} MiB written, {(stored_bytes(hosts.log) - before) / MIB:.0f} logged\n"
         f"{'':>10} cuts {apart:.0f} ms apart, each there after {late:.0f} ms (medians); CPU of one core: {shares}",
         flush=True,
     )
@@ -108,6 +108,7 @@ def main() -> None:
     given = parser.parse_args()
     size = given.size_mib * MIB
     with tempfile.TemporaryDirectory(dir=given.folder) as name, ExitStack() as processes:
+        keep_bytecode(Path(name) / "bytecode")
         hosts = Hosts(Path(name), processes)
         for pool in (hosts.source, hosts.replica):
             hosts.command("pool", "create", str(pool), "--size", "16GiB", "--metadata-size", "128MiB")

@@ -3,7 +3,7 @@
     python benchmarks/nbd.py [--rounds 3] [--seconds 2] [--size-mib 512] [--folder DIR] [JOB ...]
 
 Every server has a disk of its own of the same size, filled through NBD in 64 KiB pieces, all warm, and a Unix socket.
-The client is benchmarks/nbd_load.py, the same for all; servers take turns within a round, and the order changes with
+The client is benchmarks/_nbd_load.py, the same for all; servers take turns within a round, and the order changes with
 the round. Printed for each job: our operations a second and our CPU microseconds an operation (/proc/PID/stat); then,
 for each other server, the median of the rounds' ratios, ours ÷ theirs (above 1 we are faster), and its CPU. `first
 touch` and `cow break` begin each round with a fresh volume or overlay, and write 4 KiB of every second 64 KiB block,
@@ -32,7 +32,7 @@ from tests.support.exporting import Child, Setup, exporting
 from tests.support.judges import nbd_tool
 
 MIB = 1 << 20
-LOAD = Path(__file__).with_name("nbd_load.py")
+LOAD = Path(__file__).with_name("_nbd_load.py")
 TICKS = os.sysconf("SC_CLK_TCK")
 OURS, NBDKIT, RAW, QCOW2 = "replicator", "nbdkit file", "qemu-nbd raw", "qcow2 + backing"
 

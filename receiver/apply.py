@@ -5,7 +5,7 @@ n + 1; data, mapping, log position, restore point and volume size are one superb
 
     event                   what happens                                                     switch
     VolumeCreated           the thin device and its rows                                     1
-    TimelineStarted         the branch, the position on it                                   1
+    TimelineStarted         the branch, the position on it; what the old one left open goes  1
     TransactionBegan        room looked for (P8); a draft over the head                      -
     Chunks...               into the draft; a step when it has grown to `apply_commit_bytes`  per step
     TransactionCommitted    the draft becomes the head; a snapshot of it if it is kept       1
@@ -160,7 +160,7 @@ class Applier:
         parent = body.parent
         branch = Branch(state.volume, state.timeline, parent.timeline, parent.number, parent.digest)
         named = self._named(self._volume(), body.name)
-        self._switch(Switch(), Put(branch), Put(named), self._position(state))
+        self._drop_open(Put(branch), Put(named), self._position(state))
 
     def _renamed(self, body: VolumeRenamed, state: StreamState) -> None:
         self._switch(Switch(), Put(self._named(self._volume(), body.name)), self._position(state))
@@ -223,13 +223,16 @@ class Applier:
         self.close()
 
     def _aborted(self, _: TransactionAborted | TimelineEnded, state: StreamState) -> None:
+        self._drop_open(self._position(state))
+
+    def _drop_open(self, *changes: Change) -> None:
+        """What came of an open transaction goes, in the switch of `changes` (A3)."""
         self.close()
         staging = self._replica.staging
         if staging is None:
-            self._switch(Switch(), self._position(state))
+            self._switch(Switch(), *changes)
         else:
-            gone = End(Snapshot, (staging.dev_id,))
-            self._switch(Switch(delete=(staging.dev_id,)), gone, self._position(state))
+            self._switch(Switch(delete=(staging.dev_id,)), End(Snapshot, (staging.dev_id,)), *changes)
 
     # -- drafts and steps --------------------------------------------------------------------------------------
 

@@ -26,10 +26,10 @@ import numpy as np
 from replicator.blockdev.file import open_device
 from replicator.blockdev.interface import BlockDevice
 from replicator.blockdev.nbd import NbdDevice
-from replicator.errors import NotFoundError, UsageError
+from replicator.errors import NotFoundError, ReplicatorError, UsageError
 from replicator.exporter.address import Address, UnixAddress, parse_address
 from replicator.exporter.connection import Security
-from replicator.exporter.exports import Export, Exports
+from replicator.exporter.exports import ChangedRuns, Export, Exports
 from replicator.exporter.listener import NbdServer, ServerSettings
 from replicator.nbd.handshake import Tls
 from replicator.nbd.uri import NbdUri
@@ -128,14 +128,20 @@ class Front:
         self._leases: dict[str, LocalLease] = {}
         self._lock = threading.Lock()
         self._server = NbdServer(pool.engine.gate, self._exports, ServerSettings(security=security_of(asked.tls)))
-        self.sync(pool.view())
+        try:
+            for failure in self.sync(pool.view()):
+                raise failure
+        except BaseException:
+            self.close()
+            raise
 
     def listen(self) -> Address:
         """Take clients at the address that was asked for."""
         return self._server.listen(parse_address(self.asked.address))
 
-    def sync(self, view: CatalogueView) -> None:
-        """Offer what the catalogue has now."""
+    def sync(self, view: CatalogueView) -> list[ReplicatorError]:
+        """Offer what the catalogue has now; what can't be offered is told, and the rest is."""
+        failures: list[ReplicatorError] = []
         with self._lock:
             try:
                 now = wanted(view, self.asked)
@@ -148,7 +154,11 @@ class Front:
                 self._withdraw(name)
             for name, offered in now.items():
                 if self._offered.get(name) != offered:
-                    self._offer(name, offered)
+                    try:
+                        self._offer(name, offered)
+                    except ReplicatorError as error:
+                        failures.append(error)
+        return failures
 
     def _withdraw(self, name: str) -> None:
         self._exports.remove(name)
@@ -159,26 +169,28 @@ class Front:
 
     def _offer(self, name: str, offered: Offered) -> None:
         before = self._offered.get(name)
-        if before is not None and replace(before, size_bytes=offered.size_bytes) == offered:
+        same = offered.size_bytes, offered.base_names
+        if before is not None and replace(before, size_bytes=same[0], base_names=same[1]) == offered:
             export = self._exports.lookup(name)
             if export is not None and export.device.size_bytes != offered.size_bytes:
                 export.device.resize(offered.size_bytes)
+            if export is not None and before.base_names != offered.base_names:
+                self._exports.put(name, replace(export, changed_since=self._bases(offered)))
             self._offered[name] = offered
             return
         if before is not None:
             self._withdraw(name)
-        engine = self.pool.engine
+        origin = self._origins.get(offered.origin)
         if offered.read_only:
             self._leases[name] = self.pool.take_lease([offered.dev_id])
-        device = engine.open_device(
-            offered.dev_id,
-            offered.size_bytes,
-            origin=self._origins.get(offered.origin),
-            read_only=offered.read_only,
-        )
-        changed = {base: partial(self._changed_since, base_id, offered.dev_id) for base, base_id in offered.base_names}
-        self._exports.put(name, Export(device, offered.read_only, changed_since=changed))
+            device = self.pool.engine.open_device(offered.dev_id, offered.size_bytes, origin=origin)
+        else:
+            device = self.pool.open_live(offered.dev_id, offered.size_bytes, origin)
+        self._exports.put(name, Export(device, offered.read_only, changed_since=self._bases(offered)))
         self._offered[name] = offered
+
+    def _bases(self, offered: Offered) -> dict[str, ChangedRuns]:
+        return {base: partial(self._changed_since, base_id, offered.dev_id) for base, base_id in offered.base_names}
 
     def _changed_since(self, base_id: int, dev_id: int, begin: int, end: int) -> Words:
         """Runs of virtual blocks that differ between two snapshots, within [begin, end)."""
@@ -197,7 +209,7 @@ class Front:
         return [
             ExportFacts(name, each.dev_id, each.size_bytes, each.read_only, str(address), uri_of(address, name))
             for address in addresses
-            for name, each in self._offered.items()
+            for name, each in list(self._offered.items())
         ]
 
     @property

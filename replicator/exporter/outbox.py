@@ -84,8 +84,13 @@ class Outbox:
         self._drainer.forget(self._fd)
 
     def _append(self, data: memoryview) -> None:
-        if not self.closed:
+        if self.closed:
+            return
+        try:
             self._queue.append(memoryview(self._transport.seal(data)))
+        except OSError:  # TLS: after a damaged record nothing can be said any more
+            self.closed = True
+            self._queue.clear()
 
     def _flush(self) -> bool:
         queue = self._queue

@@ -23,7 +23,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from replicator.errors import NotFoundError
+from replicator.errors import ReplicatorError
 from replicator.exporter.address import parse_address
 from replicator.exporter.control import ControlServer, Identity
 from replicator.exporter.fronts import Front, Origins
@@ -125,9 +125,11 @@ class Exporter:
                 fronts = list(self._fronts)
             for front in fronts:
                 try:
-                    front.sync(self._pool.view())
-                except (NotFoundError, OSError) as error:
-                    _log.warning("an export can't be kept in step: %s", error)
+                    failures: list[Exception] = [*front.sync(self._pool.view())]
+                except (ReplicatorError, OSError) as error:
+                    failures = [error]
+                for failure in failures:
+                    _log.warning("an export can't be kept in step: %s", failure)
 
     def _end_keeper(self) -> None:
         self._stopping.set()

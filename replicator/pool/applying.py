@@ -14,7 +14,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from replicator.blockdev.file import FileDevice
+from replicator.blockdev.interface import BlockDevice
 from replicator.errors import ConflictError, ReplicatorError, UsageError
+from replicator.pdata.bitmap import ENTRIES_PER_BITMAP, LARGEST_METADATA_BLOCKS
 from replicator.pdata.room import UNMAP_WEIGHT
 from replicator.pool.catalogue_schema import Cut, Snapshot, Volume
 from replicator.pool.changes import Change as RowChange
@@ -22,9 +25,13 @@ from replicator.pool.changes import Put
 from replicator.pool.interface import CutMade, CutRequest, Filling, StaleSwitchError, Switch
 from replicator.thin.folding import unmap_range
 from replicator.thin.metadata import PoolMetadata
+from replicator.units import METADATA_BLOCK_BYTES
 
 if TYPE_CHECKING:
     from replicator.pool.local import LocalPool
+
+
+_INDEX_FILL = 42  # bitmaps that a leaf of their index has at the least, once split
 
 
 @dataclass(slots=True)
@@ -47,6 +54,16 @@ class NothingChangedError(ReplicatorError):
         self.looked_at_ns = looked_at_ns
 
 
+class CutMadeAlreadyError(ReplicatorError):
+    """A cut of that id has been made; its client asks again (I2 of pool/interface)."""
+
+    kind = "made already"
+
+    def __init__(self, cut: Cut) -> None:
+        super().__init__(f"the cut {cut.cut_id} has been made already")
+        self.cut = cut
+
+
 class SwitchChange:
     """A Switch on its way through one commit."""
 
@@ -62,9 +79,10 @@ class SwitchChange:
         new = [*switch.create, *(dev_id for dev_id, _ in switch.snapshot)]
         if len(set(new)) != len(new):
             raise UsageError("a switch names one new device twice")
+        if len(set(switch.delete)) != len(switch.delete):
+            raise UsageError("a switch deletes one device twice")
         for dev_id in new:
-            if metadata.find(dev_id) is not None:
-                raise ConflictError(f"the pool has a thin device {dev_id} already")
+            metadata.check_new(dev_id)
         for origin in [origin for _, origin in switch.snapshot if origin not in new]:
             metadata.device(origin)
         for filling in switch.fill:
@@ -73,8 +91,31 @@ class SwitchChange:
             metadata.device(dev_id)
             self._refuse_used(dev_id, "deleted")
         self._check_rows(current)
+        self._check_growth(metadata)
         if switch.snapshot:
             metadata.check_time()
+
+    def _check_growth(self, metadata: PoolMetadata) -> None:
+        switch, counts = self.switch, metadata.transaction.data.counts
+        held, block_bytes = metadata.transaction.metadata.counts, self.pool.block_bytes
+        data, store = self.pool.engine.data, metadata.store.device
+        _check_total("data", switch.grow_data_blocks, counts.nr_blocks, data, block_bytes)
+        most = min(switch.grow_metadata_blocks, LARGEST_METADATA_BLOCKS)
+        _check_total("metadata", most, held.nr_blocks, store, METADATA_BLOCK_BYTES)
+
+    @property
+    def room_blocks(self) -> int:
+        """Metadata blocks that a grown pool needs beyond today's: bitmaps and their index, once more while in use."""
+        transaction = self.pool.engine.metadata.transaction
+        wanted = -(-self.switch.grow_data_blocks // ENTRIES_PER_BITMAP) - transaction.data.counts.sections
+        gained = self.switch.grow_metadata_blocks - transaction.metadata.counts.nr_blocks
+        return max(0, 2 * wanted + max(0, wanted) // _INDEX_FILL - max(0, gained))
+
+    @property
+    def fills(self) -> list[int]:
+        """The devices whose trees are filled; a new one's is its origin's."""
+        origins = dict(self.switch.snapshot)
+        return [origins.get(each.dev_id, each.dev_id) for each in self.switch.fill]
 
     @property
     def weight(self) -> int:
@@ -98,10 +139,7 @@ class SwitchChange:
         device = self.pool.engine.devices.get(dev_id)
         if device is not None and not device.read_only:
             raise ConflictError(f"thin device {dev_id} is open for writing, so it can't be {what}")
-        if self.pool.is_leased(dev_id):
-            raise ConflictError(
-                f"thin device {dev_id} is being read, so it can't be {what} now", mend="wait until its readers are done"
-            )
+        self.pool.refuse_leased(dev_id, what)
 
     def _check_rows(self, current: int) -> None:
         """A row to end that isn't there would fail the commit: evolve the view first."""
@@ -127,6 +165,18 @@ class SwitchChange:
         return Outcome(list(switch.changes), refilled, tuple(switch.delete))
 
 
+def _check_total(what: str, blocks: int, before: int, device: BlockDevice, block_bytes: int) -> None:
+    if blocks and blocks < before:
+        raise UsageError(f"a pool's {what} device can't shrink: it has {before} blocks, more than {blocks}")
+    if isinstance(device, FileDevice):
+        device.refresh_size()
+    if blocks * block_bytes > device.size_bytes:
+        raise UsageError(
+            f"{device.name} has {device.size_bytes} bytes, too few for {blocks} blocks of {block_bytes}",
+            mend="grow the device first; replicator pool grow does both with files",
+        )
+
+
 def _fill(metadata: PoolMetadata, fillings: list[Filling], only: int | None = None) -> list[Filling]:
     """Do those of the device `only` (None: all of them); returns the others."""
     left = []
@@ -147,13 +197,17 @@ class CutChange:
         self.request = request
         self.pool = pool
         self.made: CutMade | None = None
+        self.live: list[int] = []
 
     def prepare(self, metadata: PoolMetadata) -> None:
-        """Refuse what can't be cut; NothingChangedError where the client has it all already."""
+        """Refuse what can't be cut; NothingChangedError where the client has it all already. Sets `live`."""
         request = self.request
+        if (before := self.pool.view().cut(request.cut_id)) is not None:
+            raise CutMadeAlreadyError(before)
         if not request.volumes or len(set(request.volumes)) != len(request.volumes):
             raise UsageError("a cut takes one volume or more, each once")
         volumes = [self.pool.view().volume(uuid) for uuid in request.volumes]
+        self.live = [volume.dev_id for volume in volumes]
         if request.prepared and tuple(each.volume for each in request.prepared) != request.volumes:
             raise UsageError("a cut's prepared transactions are one for each of its volumes, in their order")
         if len(request.unless_equal) == len(volumes):
@@ -211,13 +265,19 @@ class CutChange:
 class ResizeChange:
     """A volume's new size on its way through one commit; what lies beyond is unmapped in it."""
 
-    def __init__(self, volume: Volume, pool: LocalPool) -> None:
-        self.volume = volume
+    def __init__(self, volume: Volume, size_bytes: int, pool: LocalPool) -> None:
+        self.volume = replace(volume, size_bytes=size_bytes)
         self.pool = pool
 
     def prepare(self, metadata: PoolMetadata) -> None:
-        """NotFoundError before anything is done."""
+        """NotFoundError or ConflictError before anything is done; takes the volume's row as it is by now."""
+        now = self.pool.view().volume(self.volume.uuid)
+        if now.dev_id != self.volume.dev_id:
+            raise ConflictError(f"{now.name} was rolled back meanwhile", mend="try again")
+        self.volume = replace(now, size_bytes=self.volume.size_bytes)
         metadata.device(self.volume.dev_id)
+        if self.volume.size_bytes < now.size_bytes:
+            self.pool.refuse_leased(now.dev_id, "made smaller")
 
     def apply(self, metadata: PoolMetadata) -> Outcome:
         """Unmap beyond the end, and put the row."""

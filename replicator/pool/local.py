@@ -11,7 +11,8 @@ does anybody see them.
 
 Invariants
   L1  The view is that of the last durable switch; it never shows what isn't durable.
-  L2  A device under lease is neither deleted nor filled; a device open for writing is not filled.
+  L2  A device under lease is neither deleted nor filled, nor opened for writing, nor made smaller; a device open for
+      writing is neither filled, nor deleted, nor leased.
   L3  Timestamps of cuts never go back.
 """
 
@@ -22,21 +23,30 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import UUID
 
-from replicator.errors import ConflictError, NotFoundError, UsageError
+from replicator.blockdev.interface import BlockDevice
+from replicator.errors import ConflictError, NotFoundError, ReplicatorError, UsageError
 from replicator.pdata.block import Words
 from replicator.pdata.room import UNMAP_WEIGHT
-from replicator.pool.applying import CutChange, NothingChangedError, Outcome, ResizeChange, SwitchChange
+from replicator.pool.applying import (
+    CutChange,
+    CutMadeAlreadyError,
+    NothingChangedError,
+    Outcome,
+    ResizeChange,
+    SwitchChange,
+)
 from replicator.pool.catalogue import Catalogue
-from replicator.pool.catalogue_schema import DEV_ID_LIMIT, LoggedPoint
+from replicator.pool.catalogue_schema import DEV_ID_LIMIT, LoggedPoint, Volume
 from replicator.pool.interface import CutMade, CutRequest, DeviceFacts, PoolStatus, Switch
 from replicator.pool.view import CatalogueView
+from replicator.thin.change import Change
 from replicator.thin.device import ThinDevice
-from replicator.thin.engine import Change, Engine
+from replicator.thin.engine import Engine
 from replicator.thin.held import release_metadata_snap, reserve_metadata_snap
 from replicator.thin.metadata import PoolMetadata
 
@@ -79,6 +89,7 @@ class LocalPool:
         self._next_dev_id = max((each.dev_id for each in self._view.snapshots), default=0) % (DEV_ID_LIMIT - 1) + 1
         self._leases: Counter[int] = Counter()
         self._leases_lock = threading.Lock()
+        self._resizing = threading.Lock()
         self.on_view: Callable[[CatalogueView], None] | None = None
         engine.before_seal = self._stage
         engine.after_commit = self._switched
@@ -168,6 +179,21 @@ class LocalPool:
         with self._leases_lock:
             return self._leases[dev_id] > 0
 
+    def refuse_leased(self, dev_id: int, what: str) -> None:
+        """ConflictError while somebody reads the device under a lease (L2)."""
+        if self.is_leased(dev_id):
+            raise ConflictError(
+                f"thin device {dev_id} is being read, so it can't be {what} now", mend="wait until its readers are done"
+            )
+
+    def open_live(self, dev_id: int, size_bytes: int, origin: BlockDevice | None) -> ThinDevice:
+        """The device as a disk that may be written; ConflictError while it is leased (L2)."""
+        with self.engine.lock, self._leases_lock:
+            if self._leases[dev_id] > 0:
+                mend = "wait until its readers are done, or end the listener that offers it for reading"
+                raise ConflictError(f"thin device {dev_id} is being read, so it can't be written now", mend=mend)
+            return self.engine.open_device(dev_id, size_bytes, origin=origin, read_only=False)
+
     # -- changing ----------------------------------------------------------------------------------------------
 
     def switch(self, switch: Switch) -> int:
@@ -177,9 +203,11 @@ class LocalPool:
             Change(
                 apply=work.apply,
                 prepare=work.prepare,
-                cut_devices=self._open_for_writing([origin for _, origin in switch.snapshot]),
+                cut_devices=[origin for _, origin in switch.snapshot],  # one may be opened for writing any moment
                 deletes=bool(switch.delete or switch.fill or switch.grow_data_blocks or switch.grow_metadata_blocks),
                 weight=work.weight,
+                fills=work.fills,
+                room_blocks=work.room_blocks,
             )
         )
         return outcome.transaction_id
@@ -190,15 +218,20 @@ class LocalPool:
 
     def cut(self, request: CutRequest) -> CutMade:
         """Snapshots of live volumes at one instant (pool/interface)."""
-        made = self._view.cut(request.cut_id)
-        if made is not None:
-            return CutMade(made.cut_id, made.dev_ids, made.timestamp_ns, self._view.at_id)
-        live = [self._view.volume(uuid).dev_id for uuid in request.volumes]
         work = CutChange(request, self)
-        change = Change(apply=lambda _: None, prepare=work.prepare, cut_devices=live, weight=work.weight)
+        change = Change(apply=lambda _: None, weight=work.weight)
+
+        def prepare(metadata: PoolMetadata) -> None:
+            work.prepare(metadata)
+            change.cut_devices = work.live
+
+        change.prepare = prepare
         change.apply = lambda metadata: work.apply(metadata, self._cut_time(change.cut_at_ns))
         try:
             outcome: Outcome = self.engine.change(change)
+        except CutMadeAlreadyError as before:
+            made = before.cut
+            return CutMade(made.cut_id, made.dev_ids, made.timestamp_ns, self._view.at_id)
         except NothingChangedError as same:
             at_ns = self._cut_time(same.looked_at_ns)
             return CutMade(request.cut_id, request.unless_equal, at_ns, self._view.at_id, made=False)
@@ -230,11 +263,15 @@ class LocalPool:
         Shrinking takes effect for clients first, then the last block's tail is zeroed, then one commit holds that, the
         unmapping of what lies beyond, and the new size.
         """
-        row = self._view.volume(volume)
-        work = ResizeChange(replace(row, size_bytes=size_bytes), self)
+        with self._resizing:
+            return self._resize(self._view.volume(volume), size_bytes)
+
+    def _resize(self, row: Volume, size_bytes: int) -> int:
+        work = ResizeChange(row, size_bytes, self)
         live = self.engine.devices.get(row.dev_id)
         device = live
         if size_bytes < row.size_bytes:
+            self.refuse_leased(row.dev_id, "made smaller")
             device = self.engine.open_device(row.dev_id, row.size_bytes, read_only=False)
             with self.engine.gate.closed():
                 device.size_bytes = size_bytes
@@ -316,7 +353,8 @@ class LocalPool:
         for dev_id in outcome.deleted:
             self.engine.devices.pop(dev_id, None)
         if self._view.at_id % PURGE_EVERY == 0:
-            self.catalogue.purge(self._view.at_id)
+            with suppress(ReplicatorError):  # the switch is durable: what is kept too long goes the next time
+                self.catalogue.purge(self._view.at_id)
         if self.on_view is not None:
             self.on_view(self._view)
 

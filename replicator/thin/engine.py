@@ -18,18 +18,21 @@ Invariants
       changes page tables and dirty records. `publish_lock` is never held while waiting for `lock`.
   E2  While a snapshot is cut but not in the trees yet, no block is taken for exclusive on the word of the counts (P6):
       `_unsettled`. Who let go of a block but isn't durably gone, the counts know themselves (C4 of pdata/counts).
-  E3  After a failed commit or flush nothing is acknowledged any more, until the pool is opened again.
+  E3  After a failed commit or flush nothing is acknowledged any more, until the pool is opened again. What was, is
+      replayed then; only where a write or flush failed is it given up.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -40,6 +43,7 @@ from replicator.pdata.block import Words
 from replicator.pdata.room import UNMAP_WEIGHT, PoolShape
 from replicator.pdata.transaction import BrokenPoolError
 from replicator.thin.admission import Admission, no_metadata_space
+from replicator.thin.change import Change
 from replicator.thin.device import ThinDevice
 from replicator.thin.dirty import DirtyLog, DirtySet, superblock_sum
 from replicator.thin.folding import fold_into, overlay
@@ -49,6 +53,7 @@ from replicator.thin.sharing import mapped_entries
 from replicator.thin.space import DataSpace
 from replicator.thin.table import DEFAULT_LIMIT, SHARED, STAMP_BITS, STRETCH_BLOCKS
 
+_log = logging.getLogger(__name__)
 _CLOSED = "the pool is being closed"
 _KEEP_SECTIONS = 1024  # loaded bitmaps kept beyond a commit: 64 MiB of counts, a terabyte in 64 KiB blocks
 
@@ -59,25 +64,6 @@ class EngineSettings:
 
     table_stretches: int = DEFAULT_LIMIT
     low_water_blocks: int = 0
-
-
-@dataclass(slots=True)
-class Change:
-    """One change of the pool that waits for its commit.
-
-    `prepare(metadata)` runs before anything is changed, and may refuse (raise); after it nothing may fail.
-    `apply(metadata)` runs under the lock, in the same commit as the cut of `cut_devices`, all at the one instant
-    `cut_at_ns`. `deletes`: it frees room, or adds some, so it may use what is kept for that (P8). `weight`: how much
-    `apply` maps and unmaps (pdata/room).
-    """
-
-    apply: Callable[[PoolMetadata], Any]
-    prepare: Callable[[PoolMetadata], None] | None = None
-    cut_devices: Sequence[int] = ()
-    deletes: bool = False
-    weight: int = 0
-    done: Future[Any] = field(default_factory=Future)
-    cut_at_ns: int = 0
 
 
 class Engine:
@@ -111,7 +97,7 @@ class Engine:
         self._frozen: DirtySet | None = None
         self._frozen_cut: frozenset[int] = frozenset()
         self._fold_generation = 0
-        self._unsettled = False
+        self._unsettled = self._in_doubt = False
         self._waiting = threading.Condition()
         self._changes: deque[Change] = deque()
         self._flushes: list[Callable[[str | None], None]] = []
@@ -275,7 +261,10 @@ class Engine:
                 closing = self._closing
             reason = self._round_of(change)
             for done in flushes:
-                done(reason)
+                try:
+                    done(reason)
+                except Exception:  # noqa: BLE001 - who can't be told is no reason to let all others wait for ever
+                    _log.exception("a flush was done, but its asker couldn't be told")
             with self._waiting:
                 if closing and not (self._changes or self._flushes):
                     self._ended = True
@@ -290,21 +279,22 @@ class Engine:
             if change is not None or self.dirty.count:
                 self._commit(change)
             else:
-                self.data.flush()
+                self._to_disk(self.data.flush)
                 with self.lock:
                     self.metadata.transaction.data.counts.settle(self.gate.reclaim())
         except Exception as error:  # noqa: BLE001 - whatever it was, every waiter has to hear of it
             self._fail(error)
-            if change is not None:
+            if change is not None and not change.done.done():
                 change.done.set_exception(error)
             return str(error)
         return None
 
     def _fail(self, error: Exception) -> None:
         if self.failed is None:
-            self.failed = f"a commit failed, and nothing is known of the disk since: {error}"
+            self.failed = f"a commit failed, and nothing is acknowledged since: {error}"
             with self.publish_lock:
-                self.dirty.void()
+                if self._in_doubt:
+                    self.dirty.void()
                 for device in self.devices.values():
                     device.next_epoch()  # nothing is overwritten in place any more: every write meets `admit`
 
@@ -340,6 +330,8 @@ class Engine:
         result = None
         with self.lock:
             superseded = fold_into(self.metadata, frozen)
+            if change is not None and not self._accepts(change):
+                change = None
             if change is not None:
                 result = change.apply(self.metadata)
                 if self.before_seal is not None:
@@ -347,12 +339,18 @@ class Engine:
             self._unsettled = False
             block0 = self.metadata.seal()
             self.dirty.committing(superblock_sum(block0))
-        self.metadata.write(block0, self.data.flush)
+        self._to_disk(partial(self.metadata.write, block0, self.data.flush))
         self._finish(superseded)
         if change is not None:
             if self.after_commit is not None:
                 self.after_commit(result)
             change.done.set_result(result)
+
+    def _to_disk(self, write: Callable[[], None]) -> None:
+        """Where this fails, nothing is known of the disk; where anything else does, `dirty` can be replayed (E3)."""
+        self._in_doubt = True
+        write()
+        self._in_doubt = False
 
     def _freeze(self, change: Change | None, shape: PoolShape) -> DirtySet:
         cut = frozenset(change.cut_devices) if change is not None else frozenset()
@@ -388,13 +386,12 @@ class Engine:
         self.space.refill()
 
     def _shape(self, change: Change | None = None) -> PoolShape:
-        """What bounds the commits to come: the devices open for writing may change, and any one that `change` fills."""
+        """What bounds the commits to come: the devices open for writing may change, and those that `change` fills."""
         with self.lock:
             open_ids = [device.dev_id for device in list(self.devices.values()) if not device.read_only]
             found = [device for dev_id in open_ids if (device := self.metadata.find(dev_id)) is not None]
-            mapped, filled = (
-                sum(device.mapped_blocks for device in found),
-                int(change is not None and change.weight > 0),
-            )
-            mapped += filled * self.space.block_count
-            return self.metadata.transaction.shape(trees=max(1, len(found) + filled), mapped_blocks=mapped)
+            fills = change.fills if change is not None else ()
+            found += [device for dev_id in fills if (device := self.metadata.find(dev_id)) is not None]
+            mapped = sum(device.mapped_blocks for device in found)
+            shape = self.metadata.transaction.shape(trees=max(1, len(open_ids) + len(fills)), mapped_blocks=mapped)
+        return replace(shape, free_blocks=shape.free_blocks - change.room_blocks) if change is not None else shape

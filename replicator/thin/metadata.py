@@ -167,7 +167,8 @@ class PoolMetadata:
                 return int(dev_id)
         raise ConflictError("all 16,777,216 device ids are in use", mend="delete snapshots that nobody needs")
 
-    def _check_new(self, dev_id: int) -> None:
+    def check_new(self, dev_id: int) -> None:
+        """UsageError or ConflictError unless `dev_id` can be given to a new device."""
         if not 0 <= dev_id < DEV_ID_LIMIT:
             raise UsageError(f"device id {dev_id} isn't in 0..{DEV_ID_LIMIT - 1}")
         if self.find(dev_id) is not None:
@@ -175,7 +176,7 @@ class PoolMetadata:
 
     def create_thin(self, dev_id: int) -> Device:
         """A new device with nothing mapped."""
-        self._check_new(dev_id)
+        self.check_new(dev_id)
         time = self.superblock.time
         device = Device(dev_id, self.transaction.empty_tree(MAPPING), 0, self.superblock.transaction_id, time, time)
         self._insert(device)
@@ -228,7 +229,7 @@ class PoolMetadata:
 
     def create_snap(self, dev_id: int, origin_id: int) -> Device:
         """A snapshot of `origin_id`, sharing its blocks: O(1). Its mappings must be up to date (nothing dirty)."""
-        self._check_new(dev_id)
+        self.check_new(dev_id)
         self.device(origin_id)
         time = self.advance_time()
         origin = self._own(origin_id)

@@ -41,14 +41,16 @@ class MappingTable:
         self.stretches: list[memoryview | None] = []
         self._order: deque[int] = deque()
         self._limit = max(1, limit)
+        self._length_blocks = 0
         self.resize(length_blocks)
 
     def resize(self, length_blocks: int) -> None:
         """Go on with `length_blocks`."""
         count = -(-length_blocks // STRETCH_BLOCKS)
-        if count < len(self.stretches):
-            self.clear()
+        if length_blocks < self._length_blocks:
+            self.clear()  # what lies beyond is unmapped, and must not show again when the device grows (G2)
             del self.stretches[count:]
+        self._length_blocks = length_blocks
         self.stretches.extend([None] * (count - len(self.stretches)))
 
     def install(self, index: int, entries: Words) -> memoryview:

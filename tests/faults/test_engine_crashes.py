@@ -16,8 +16,9 @@ import pytest
 from replicator.blockdev.memory import MemoryDevice
 from replicator.errors import NoSpaceError
 from replicator.thin import space
+from replicator.thin.change import Change
 from replicator.thin.device import ThinDevice
-from replicator.thin.engine import Change, Engine
+from replicator.thin.engine import Engine
 from replicator.thin.held import release_metadata_snap, reserve_metadata_snap
 from replicator.thin.metadata import PoolMetadata
 from tests.support.enginerig import (

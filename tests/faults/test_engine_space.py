@@ -12,8 +12,9 @@ import pytest
 from replicator.blockdev.memory import MemoryDevice
 from replicator.errors import NoSpaceError
 from replicator.thin import space
+from replicator.thin.change import Change
 from replicator.thin.device import ThinDevice
-from replicator.thin.engine import Change, Engine
+from replicator.thin.engine import Engine
 from replicator.thin.metadata import PoolMetadata
 from replicator.units import METADATA_BLOCK_BYTES
 from tests.support.enginerig import BLOCK, assert_sound, cut, delete, formatted, running, within, write

@@ -122,6 +122,12 @@ def config_of(host: SourceHost, tmp_path: Path, **more: object) -> AgentConfig:
     return AgentConfig(host.path, str(tmp_path / "log"), interval_s=0.1, **more)  # type: ignore[arg-type]  # its own names
 
 
+def test_a_new_pool_with_no_place_for_its_log_is_refused(host: SourceHost, tmp_path: Path) -> None:
+    made = Running(host, AgentConfig(host.path, str(tmp_path / "nowhere" / "log")))
+    with pytest.raises(NotFoundError, match="nowhere"):
+        made.agent.run()
+
+
 def test_a_daemon_publishes_answers_and_stops(host: SourceHost, tmp_path: Path) -> None:
     with running(host, config_of(host, tmp_path)) as made:
         points = ask_agent(host.path, "snapshot", labels=["one"])["points"]
@@ -175,15 +181,20 @@ def test_volumes_that_come_later_are_published_too(host: SourceHost, tmp_path: P
     made.join()
 
 
-def test_a_log_that_vanished_is_not_taken_for_a_new_one(host: SourceHost, tmp_path: Path) -> None:
-    with running(host, config_of(host, tmp_path)):
+def test_a_log_that_vanished_is_waited_for_and_not_taken_for_a_new_one(host: SourceHost, tmp_path: Path) -> None:
+    config, log, unmounted = config_of(host, tmp_path), tmp_path / "log", tmp_path / "unmounted"
+    with running(host, config):
         ask_agent(host.path, "snapshot")
-    (tmp_path / "log").rename(tmp_path / "unmounted")
-    again = Running(host, config_of(host, tmp_path))
-    again.start()
-    again.join()
-    assert isinstance(again.error, NotFoundError)
-    assert not (tmp_path / "log").exists()
+    log.rename(unmounted)
+    with running(host, config) as made:
+        status = ask_agent(host.path, "status")
+        assert status["headline"].startswith("NOT PROTECTED since") and "log unreachable" in status["headline"]
+        assert status["mend"] and not log.exists()
+    assert made.error is None and made.ended, "a clean stop, which ends an exporter of ours"
+    with running(host, config) as made:
+        unmounted.rename(log)
+        while not ask_agent(host.path, "status")["protected"]:
+            assert not made.ready.wait(0.02)
 
 
 def test_publish_once_makes_incrementals_in_a_row(host: SourceHost, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC
@@ -18,9 +19,10 @@ from agent.hooks import Hooks
 from agent.ratelimit import TokenBucket
 from agent.status import document, text
 from agent.worker import GroupWorker, Plan
+from replicator.events.beacon import Beacon
 from replicator.history.points import Consistency
 from replicator.log.object_log import ObjectLog
-from replicator.pool.catalogue_schema import Role, Volume
+from replicator.pool.catalogue_schema import Purpose, Role, Volume
 from replicator.pool.changes import End, Put
 from replicator.pool.interface import Switch
 from replicator.units import MIB
@@ -262,6 +264,53 @@ def test_a_paused_agent_says_so_and_publishes_nothing_but_what_is_asked_for(host
     assert published(host) == before + 2
     assert "PROTECTED" in text(state_of(host, worker, clock))
     worker.close()
+
+
+def test_a_paused_agent_sleeps_until_its_next_beacon(host: SourceHost, log: ObjectLog) -> None:
+    clock = ManualClock()
+    worker = worker_of(host, log, clock)
+    worker.step()
+    worker.pause()
+    clock.advance(4)
+    assert 0 < worker.step() <= 6
+    worker.resume()
+    assert worker.step() == 1
+
+
+class BeaconsRecorded(FaultyLog):
+    """A log that remembers what beacons said."""
+
+    def __init__(self, log: ObjectLog) -> None:
+        super().__init__(log)
+        self.said: list[Beacon] = []
+
+    def write_beacon(self, beacon: Beacon) -> None:
+        self.said.append(beacon)
+        super().write_beacon(beacon)
+
+
+def test_beacons_of_a_log_that_lost_its_end_claim_nothing_of_later_cuts(host: SourceHost, tmp_path: Path) -> None:
+    log, clock = BeaconsRecorded(unsynced_log(tmp_path / "log")), ManualClock()
+    worker = worker_of(host, log, clock)
+    host.write(0, b"first")
+    worker.step()
+    shutil.copytree(tmp_path / "log", tmp_path / "kept")
+    first = host.pool.view().snapshots_of(VOLUME, Purpose.BASE)[0]
+    host.pool.switch(Switch(changes=(Put(replace(first, held=True)),)))
+    host.write(0, b"second")
+    clock.advance(1)
+    worker.step()
+    second_ns = worker.equal_until[VOLUME]
+    shutil.rmtree(tmp_path / "log")
+    (tmp_path / "kept").rename(tmp_path / "log")
+    log.said.clear()
+    for _ in range(4):
+        clock.advance(11)
+        worker.step()
+    assert worker.failure is None
+    assert published(host) == 2
+    assert all(each.equal_until_ns < second_ns for each in log.said if each.number == 1)
+    assert Replica.of(unsynced_log(tmp_path / "log")).points[2] == host.content()
 
 
 def test_another_publisher_ends_this_one(host: SourceHost, log: ObjectLog) -> None:

@@ -16,9 +16,10 @@ import numpy as np
 
 from replicator.blockdev.interface import BlockDevice
 from replicator.blockdev.memory import MemoryDevice
+from replicator.thin.change import Change
 from replicator.thin.check import check
 from replicator.thin.device import ThinDevice
-from replicator.thin.engine import Change, Engine
+from replicator.thin.engine import Engine
 from replicator.thin.metadata import PoolMetadata
 from replicator.thin.opening import open_engine
 from replicator.units import SECTOR_BYTES

@@ -38,7 +38,8 @@ from replicator.exporter.exports import Export, Exports
 from replicator.exporter.listener import NbdServer, ServerSettings
 from replicator.nbd.handshake import Tls
 from replicator.pdata.block import Words
-from replicator.thin.engine import Change, Engine
+from replicator.thin.change import Change
+from replicator.thin.engine import Engine
 from replicator.thin.metadata import PoolMetadata
 from replicator.thin.opening import open_engine
 

@@ -10,8 +10,9 @@ from replicator.pool import volumes
 from replicator.pool.catalogue_schema import Snapshot, Volume
 from replicator.pool.interface import Switch
 from replicator.pool.opening import OwnedPool
+from replicator.thin.change import Change
 from replicator.thin.device import ThinDevice
-from replicator.thin.engine import Change, Engine
+from replicator.thin.engine import Engine
 from tests.support.thin_sessions import content
 
 

@@ -15,7 +15,7 @@ from replicator.exporter.exports import Export, Exports
 from replicator.exporter.listener import NbdServer
 from replicator.nbd import protocol as p
 from replicator.nbd.request import Request
-from replicator.thin.engine import Change
+from replicator.thin.change import Change
 from tests.support.nbd_ground import BLOCK, SIZE, Ground, Serving
 
 

@@ -254,6 +254,27 @@ def test_names_labels_and_a_new_timeline(replica: ReplicaPool, source: SourceVol
     assert position is not None and position.timeline == 2
 
 
+def test_a_new_timeline_drops_what_the_old_one_left_open(replica: ReplicaPool, source: SourceVolume) -> None:
+    fork, before = source.state.committed, bytes(source.data)
+    assert fork is not None
+    source.data[:] = b"left" * (SIZE // 4)
+    source.begin()
+    source.put_changes(set())
+    log, small = memory_log(), ApplySettings(apply_commit_bytes=64 * KIB)
+    source.publish(log)
+    follower(replica, source, log, settings=small).follow(None)
+    assert replica.pool.view().snapshots_of(source.uuid, Purpose.STAGING, hidden=True)
+    source.data[:] = before
+    source.state = StreamState.start(source.uuid, 2)
+    source.put(TimelineStarted(fork, "disk-1", SIZE, "beta", source.now_ns))
+    source.put(PublisherOpened(1, "beta", (), source.now_ns))
+    source.data[: 64 * KIB] = b"on" * (32 * KIB)
+    source.transaction()
+    source.publish(log)
+    follower(replica, source, log, settings=small).follow(None)
+    assert assert_prefix(replica, source) == 4
+
+
 def test_a_timeline_that_left_before_our_commit_stops_it(replica: ReplicaPool, source: SourceVolume) -> None:
     log = memory_log()
     source.publish(log)

@@ -14,8 +14,9 @@ from replicator.blockdev.memory import MemoryDevice
 from replicator.errors import ConflictError, DamageError, FormatError, ReplicatorError, UsageError
 from replicator.pdata.room import PoolShape
 from replicator.thin.admission import KEPT_WEIGHT, Admission
+from replicator.thin.change import Change
 from replicator.thin.device import ThinDevice
-from replicator.thin.engine import Change, Engine
+from replicator.thin.engine import Engine
 from replicator.thin.opening import open_engine
 from replicator.thin.table import FIRST_EPOCH, STAMP_MASK
 from tests.support.enginerig import BLOCK, assert_sound, cut, formatted, running, within, write

@@ -1,0 +1,80 @@
+"""Fronts in step with the catalogue: what can't be offered harms nothing else, and readers stay while others come."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from replicator.errors import ConflictError, NotFoundError, ReplicatorError
+from replicator.exporter.fronts import Front, Origins
+from replicator.pool import volumes
+from replicator.pool.catalogue_schema import Origin, OriginKind
+from replicator.pool.control_values import ListenAsked
+from replicator.pool.opening import OwnedPool, own_pool
+from replicator.units import MIB
+from tests.support.pool_owner import make_pool
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Iterator[OwnedPool]:
+    """A pool with the volume `disk` and its snapshot `old`."""
+    make_pool(tmp_path / "pool")
+    with own_pool(tmp_path / "pool") as owned:
+        volumes.create_volume(owned, "disk", MIB)
+        volumes.create_snapshot(owned, "disk", "old")
+        yield owned
+
+
+class _Reader:
+    stopped = False
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+def _asked(*names: str, read_only: bool = False) -> ListenAsked:
+    return ListenAsked("unix:unused.sock", list(names), read_only, {})
+
+
+def test_a_new_snapshot_disconnects_no_reader_of_another(pool: OwnedPool) -> None:
+    front, reader = Front(pool, _asked("old"), Origins()), _Reader()
+    front._exports.enter("old", reader)
+    volumes.create_snapshot(pool, "disk", "new")
+    front.sync(pool.view())
+    export = front._exports.lookup("old")
+    assert export is not None and set(export.changed_since) == {"new"} and not reader.stopped
+    front.close()
+
+
+def test_an_origin_that_is_away_keeps_only_its_own_volume_from_being_offered(pool: OwnedPool) -> None:
+    front = Front(pool, _asked(), Origins())
+    away = Origin(OriginKind.NBD, "nbd+unix:///x?socket=/nonexistent", MIB)
+    volumes.create_volume(pool, "away", MIB, away)
+    volumes.create_volume(pool, "zebra", MIB)
+    failures: list[ReplicatorError] = front.sync(pool.view())
+    assert len(failures) == 1 and {"disk", "zebra"} == set(front._offered)
+    front.close()
+
+
+def test_a_front_that_cant_be_leaves_nothing_behind(pool: OwnedPool) -> None:
+    threads = threading.active_count()
+    with pytest.raises(NotFoundError):
+        Front(pool, _asked("old", "nothing"), Origins())
+    kept = Front(pool, _asked("disk"), Origins())
+    with pytest.raises(ConflictError):
+        Front(pool, _asked("old", "disk", read_only=True), Origins())
+    kept.close()
+    assert threading.active_count() == threads
+    volumes.delete_snapshot(pool, "old")
+    assert not pool.view().snapshots
+
+
+def test_a_volume_that_a_front_offers_for_reading_isnt_written_through_another(pool: OwnedPool) -> None:
+    front = Front(pool, _asked("disk", read_only=True), Origins())
+    with pytest.raises(ConflictError, match="is being read"):
+        Front(pool, _asked("disk"), Origins())
+    front.close()
+    Front(pool, _asked("disk"), Origins()).close()

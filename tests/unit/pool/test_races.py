@@ -1,0 +1,192 @@
+"""What comes between looking and doing: leases, listeners, cuts and resizes beside a switch that waits (L2, I2, P3)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TypeVar
+from uuid import uuid4
+
+import pytest
+
+from replicator.errors import ConflictError, NoSpaceError, ReplicatorError, UsageError
+from replicator.pool import volumes
+from replicator.pool.catalogue_schema import Setting, Volume
+from replicator.pool.changes import Put
+from replicator.pool.interface import CutRequest, Switch
+from replicator.pool.local import LocalPool
+from replicator.pool.opening import OwnedPool, own_pool
+from replicator.thin.device import ThinDevice
+from replicator.units import MIB
+from tests.support.pool_owner import make_pool
+
+BLOCK = 65536
+Result = TypeVar("Result")
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Iterator[OwnedPool]:
+    """A pool with the volume `disk`."""
+    make_pool(tmp_path / "pool")
+    with own_pool(tmp_path / "pool") as owned:
+        volumes.create_volume(owned, "disk", MIB)
+        yield owned
+
+
+def _live(pool: LocalPool, name: str = "disk") -> tuple[Volume, ThinDevice]:
+    volume = pool.view().volume(name)
+    return volume, pool.open_live(volume.dev_id, volume.size_bytes, None)
+
+
+def _write(pool: LocalPool, device: ThinDevice, block: int, content: bytes) -> None:
+    with pool.engine.gate.writing():
+        device.pwrite(content * (BLOCK // len(content)), block * BLOCK)
+
+
+def _at_the_gate(pool: LocalPool, work: Callable[[], Result]) -> Future[Result]:
+    """Begin `work`, whose commit waits at the gate when this returns: the caller is inside."""
+    looked, done = threading.Event(), Future[Result]()
+    closed = pool.engine.gate.closed
+
+    def closing() -> object:
+        looked.set()
+        return closed()
+
+    pool.engine.gate.closed = closing  # type: ignore[method-assign, assignment] # only to hear of it
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except ReplicatorError as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    assert looked.wait(10)
+    pool.engine.gate.closed = closed  # type: ignore[method-assign] # as it was
+    return done
+
+
+def test_a_volume_that_shrank_and_grew_shows_nothing_of_before(pool: OwnedPool) -> None:
+    volume, device = _live(pool)
+    _write(pool, device, 7, b"old!")
+    pool.resize(volume.uuid, 4 * BLOCK)
+    pool.resize(volume.uuid, MIB)
+    assert not device.entry(7) and device.pread(BLOCK, 7 * BLOCK) == bytes(BLOCK)
+
+
+def test_a_volume_opened_while_its_snapshot_waits_is_cut_like_any_live_one(pool: OwnedPool) -> None:
+    volume, device = _live(pool)
+    _write(pool, device, 0, b"one!")
+    pool.flush()
+    del pool.engine.devices[volume.dev_id]
+    other = volumes.create_volume(pool, "other", MIB)
+    pool.open_live(other.dev_id, other.size_bytes, None)
+    with pool.engine.gate.writing():
+        first = _at_the_gate(pool, lambda: volumes.create_snapshot(pool, "other", "ahead"))
+        waits = threading.Event()
+        submit = pool.engine.submit
+
+        def submitted(change: object) -> None:
+            submit(change)  # type: ignore[arg-type] # handed through
+            waits.set()
+
+        pool.engine.submit = submitted  # type: ignore[method-assign] # only to hear of it
+        second = threading.Thread(target=lambda: pool.switch(Switch(snapshot=((50, volume.dev_id),))))
+        second.start()
+        assert waits.wait(10)
+        _, device = _live(pool)
+        assert device.pread(4, 0) == b"one!"
+    first.result(10)
+    second.join(10)
+    _write(pool, device, 0, b"two!")
+    assert pool.engine.open_device(50, MIB).pread(4, 0) == b"one!"
+
+
+def test_a_lease_taken_while_a_delete_waits_keeps_the_device(pool: OwnedPool) -> None:
+    """L2: the switch is refused whole, and so is its snapshot."""
+    volume, _ = _live(pool)
+    row = volumes.create_snapshot(pool, "disk", "read")
+    both = Switch(delete=(row.dev_id,), snapshot=((60, volume.dev_id),))
+    with pool.engine.gate.writing():
+        deleting = _at_the_gate(pool, lambda: pool.switch(both))
+        lease = pool.take_lease([row.dev_id])
+    with pytest.raises(ConflictError, match="is being read"):
+        deleting.result(10)
+    assert lease.stands and pool.facts([row.dev_id]) and not pool.facts([60])
+    lease.release()
+    pool.switch(both)
+
+
+def test_what_is_leased_is_neither_written_nor_made_smaller(pool: OwnedPool) -> None:
+    volume = pool.view().volume("disk")
+    with pool.lease([volume.dev_id]):
+        with pytest.raises(ConflictError, match="can't be written now"):
+            _live(pool)
+        with pytest.raises(ConflictError, match="can't be made smaller"):
+            pool.resize(volume.uuid, BLOCK)
+        assert volume.dev_id not in pool.engine.devices
+    pool.resize(volume.uuid, BLOCK)
+    assert _live(pool)[1].size_bytes == BLOCK
+
+
+def test_one_cut_asked_for_twice_at_once_is_made_once(pool: OwnedPool) -> None:
+    volume, _ = _live(pool)
+    request = CutRequest(uuid4(), (volume.uuid,))
+    answers: list[tuple[int, ...]] = []
+    again = threading.Thread(target=lambda: answers.append(pool.cut(request).dev_ids))
+    with pool.engine.gate.writing():
+        first = _at_the_gate(pool, lambda: pool.cut(request))
+        again.start()
+    again.join(10)
+    assert answers == [first.result(10).dev_ids] and len(pool.view().snapshots) == 1
+
+
+@pytest.mark.parametrize(
+    "switch",
+    [
+        Switch(grow_data_blocks=1),
+        Switch(grow_metadata_blocks=1),
+        Switch(grow_data_blocks=1 << 30),
+        Switch(grow_metadata_blocks=1 << 20),
+        Switch(create=(1 << 24,)),
+        Switch(snapshot=((1 << 24, 1),)),
+        Switch(delete=(40, 40)),
+    ],
+)
+def test_a_switch_that_cant_be_is_refused_before_anything_is_done(pool: OwnedPool, switch: Switch) -> None:
+    pool.switch(Switch(create=(40,)))
+    with pytest.raises(UsageError):
+        pool.switch(switch)
+    assert pool.engine.failed is None
+    pool.flush()
+
+
+def test_growing_beyond_what_the_metadata_can_count_is_refused(pool: OwnedPool) -> None:
+    blocks = 1 << 24
+    pool.engine.data.grow(blocks * BLOCK)
+    with pytest.raises(NoSpaceError, match="metadata space is out"):
+        pool.switch(Switch(grow_data_blocks=blocks))
+    assert pool.engine.failed is None
+    pool.switch(Switch(grow_data_blocks=1 << 16))
+
+
+def test_where_the_catalogue_has_no_room_nothing_acknowledged_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P1b, P8: the pool stops, but nothing was written, so the next opening replays all of it."""
+    make_pool(tmp_path / "pool")
+    with own_pool(tmp_path / "pool") as pool:
+        volumes.create_volume(pool, "disk", MIB)
+        _write(pool, _live(pool)[1], 0, b"kept")
+
+        def full(*_: object) -> None:
+            raise NoSpaceError("no room for the catalogue")
+
+        monkeypatch.setattr(pool.catalogue, "stage", full)
+        with pytest.raises(NoSpaceError):
+            pool.switch(Switch(changes=(Put(Setting("a", "b")),)))
+        assert pool.engine.failed is not None
+    with own_pool(tmp_path / "pool") as again:
+        assert again.engine.given_up_count == 0 and _live(again)[1].pread(4, 0) == b"kept"
