@@ -130,7 +130,7 @@ class PoolMachine(RuleBasedStateMachine):
     def unmap(self, choice: int, begin: int, length: int, sieve: int) -> None:
         dev_id = self.pick(choice)
         gone = {block for block in self.model[dev_id] if begin <= block < begin + length and block % sieve == 0}
-        self.pool.unmap(dev_id, words(gone | {begin}))
+        self.pool.unmap(dev_id, words(gone | ({begin} - self.model[dev_id].keys())))  # absent ones, too
         for block in gone:
             del self.model[dev_id][block]
         self.ledger.weight += UNMAP_WEIGHT * (1 if sieve == 1 else len(gone) + 1)
