@@ -139,6 +139,12 @@ def is_leaf_level(words: Words, blocks: Words, where: str) -> bool:
     return first == LEAF
 
 
+def leaf_rows(words: Words) -> npt.NDArray[np.bool_]:
+    """Which of the rows say that they are leaves (`decode` checks what they say)."""
+    found: npt.NDArray[np.bool_] = (words[:, 0] >> _SHIFT32) & _MASK32 == LEAF
+    return found
+
+
 def decode(words: Words, blocks: Words, kind: TreeKind, where: str) -> Nodes:
     """Decode rows of `words` (n, 512), already verified, as nodes of one level of a `kind` tree.
 

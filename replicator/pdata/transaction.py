@@ -29,8 +29,8 @@ import numpy as np
 import numpy.typing as npt
 
 from replicator.errors import ReplicatorError
-from replicator.pdata.block import Words
-from replicator.pdata.node import MAPPING, TOP_LEVEL, Nodes, TreeKind, encode
+from replicator.pdata.block import BlockKind, Words
+from replicator.pdata.node import MAPPING, TOP_LEVEL, Nodes, TreeKind, decode, encode, leaf_rows
 from replicator.pdata.room import PoolShape
 from replicator.pdata.spacemap import SpaceMap
 from replicator.pdata.store import MetadataStore
@@ -138,21 +138,27 @@ class Transaction:
         """Drop one level of dying trees: a reference of each of `blocks` (as many as it stands there).
 
         Returns the children to drop next, and of which kind of tree they are: a top-level leaf leads to mapping trees.
-        Leaves' data blocks lose their reference at once. One level, so that the caller can go in slices.
+        Leaves' data blocks lose their reference at once. One level, so that the caller can go in slices; the roots of
+        several mapping trees are of several depths, so leaves and inner nodes may come together.
         """
-        dead = self.metadata.counts.drop(blocks)
-        children: Words = np.empty(0, dtype=np.uint64)
+        dead = np.sort(self.metadata.counts.drop(blocks))
+        children: list[Words] = [np.empty(0, dtype=np.uint64)]
+        below = kind
         if dead.size:
-            nodes = self.store.read_nodes(np.sort(dead), kind)
-            _, values = nodes.flat()
-            if nodes.leaf and kind is TOP_LEVEL:
-                children, kind = values.astype(np.uint64), MAPPING
-            elif nodes.leaf:
-                self.forget_values(kind, values)
-            else:
-                children = values.astype(np.uint64)
+            rows = self.store.read_blocks(dead, BlockKind.NODE)
+            leaves = leaf_rows(rows)
+            for part in (leaves, ~leaves):
+                if not part.any():
+                    continue
+                nodes = decode(rows[part], dead[part], kind, self.store.device.name)
+                _, values = nodes.flat()
+                if nodes.leaf and kind is not TOP_LEVEL:
+                    self.forget_values(kind, values)
+                    continue
+                children.append(values.astype(np.uint64))
+                below = MAPPING if nodes.leaf else kind
             self._forget_pending(dead)
-        return children, kind
+        return np.concatenate(children), below
 
     def drop_tree(self, root: int, kind: TreeKind) -> None:
         """One reference less to a tree; what only it reached is free after the commit. Memory is bounded by slices."""

@@ -133,3 +133,19 @@ def test_many_devices_with_one_root_are_counted_each(pool: PoolMetadata) -> None
     release_metadata_snap(pool)
     commit(pool)
     assert pool.transaction.metadata.counts.get(words(pool.device(1).root)).tolist() == [193]
+
+
+@pytest.mark.parametrize("committed", [False, True])
+def test_releasing_devices_of_several_depths_gives_all_back(pool: PoolMetadata, committed: bool) -> None:
+    """The held copy alone reaches trees of one level and of two: both go, with their data blocks."""
+    pool.create_thin(4)
+    pool.map(4, words(7), pool.transaction.data.counts.take(1))
+    commit(pool)
+    reserve_metadata_snap(pool)
+    for dev_id in (1, 2, 3, 4):
+        if committed:
+            commit(pool)
+        pool.delete(dev_id)
+    release_metadata_snap(pool)
+    commit(pool)
+    assert pool.transaction.data.counts.nr_allocated == 0
