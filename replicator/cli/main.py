@@ -119,6 +119,10 @@ def run(args: list[str]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still buffered has no reader: don't complain at exit
         return 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _tell(args, "failed", f"{where}{error.strerror or error}", None)
+        return 1
     except Exception as error:  # noqa: BLE001 - C1: the last resort, for a bug of ours
         return _tell_bug(args, error)
 

@@ -153,7 +153,7 @@ def restore(
     with closing(settings.open_writer(placed, create=plan.target.kind is not TargetKind.DEVICE)) as writer:
         report = _to_place(plan, writer, placed, progress, settings)
         if plan.target.kind is not TargetKind.DEVICE:
-            take_name(placed, plan.target.path)
+            take_name(placed, plan.target.path, replace=plan.target.kind is not TargetKind.ABSENT)
     drop_state(state_path(plan.target.path))
     return report
 

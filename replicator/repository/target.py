@@ -16,6 +16,7 @@ Failures: DeviceError, NoSpaceError, ConflictError (held).
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -37,6 +38,10 @@ _BLKZEROOUT = 0x127F
 
 _ZEROS = bytes(MIB)
 _HELD = (errno.EBUSY, errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK)
+
+_AT_FDCWD = -100
+_RENAME_NOREPLACE = 1
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Writer(Protocol):
@@ -138,16 +143,37 @@ def open_placed(path: Path, *, create: bool = False) -> PlacedWriter:
         raise ConflictError(f"{path} is being written by another restore", mend="wait for it, or end it") from None
 
 
-def take_name(partial: Path, target: Path) -> None:
-    """Give a whole file its name, with the owner and mode of the one that it replaces; durable when it returns."""
+def take_name(partial: Path, target: Path, *, replace: bool) -> None:
+    """Give a whole file its name, with the owner and mode of the one that it replaces; durable when it returns.
+
+    Without `replace` a file that came meanwhile stays: ConflictError, and the restored one keeps its own name.
+    """
     with typed_errors(str(target), 0):
-        with suppress(FileNotFoundError):
-            before = target.stat()
-            partial.chmod(stat.S_IMODE(before.st_mode))
-            with suppress(PermissionError):
-                os.chown(partial, before.st_uid, before.st_gid)
-        partial.rename(target)
+        if replace:
+            with suppress(FileNotFoundError):
+                before = target.stat()
+                partial.chmod(stat.S_IMODE(before.st_mode))
+                with suppress(PermissionError):
+                    os.chown(partial, before.st_uid, before.st_gid)
+            partial.rename(target)
+        else:
+            _rename_new(partial, target)
         sync_folder(target.parent)
+
+
+def _rename_new(partial: Path, target: Path) -> None:
+    """renameat2 with RENAME_NOREPLACE; where a file system has none, a look and a rename."""
+    done = _libc.renameat2(_AT_FDCWD, os.fsencode(partial), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE)
+    number = ctypes.get_errno() if done else 0
+    if number == errno.EEXIST or (number in (errno.EINVAL, errno.ENOSYS) and target.exists()):
+        raise ConflictError(
+            f"{target} came while the restore ran; what was restored is whole, in {partial}",
+            mend=f"mv {partial} to where it should be",
+        )
+    if number in (errno.EINVAL, errno.ENOSYS):
+        partial.rename(target)
+    elif number:
+        raise OSError(number, os.strerror(number), str(target))
 
 
 class StreamWriter:

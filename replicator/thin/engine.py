@@ -134,7 +134,7 @@ class Engine:
             generation = self._fold_generation
             with self.lock:
                 settled, epoch = not self._unsettled, device.epoch
-                root = self.metadata.device(device.dev_id).root
+                root = self.metadata.root_of(device.dev_id)
                 found = mapped_entries(self.metadata.transaction, root, begin, begin + STRETCH_BLOCKS)
             blocks, data_blocks, own = found
             with self.publish_lock:

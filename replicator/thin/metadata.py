@@ -153,6 +153,13 @@ class PoolMetadata:
             raise NotFoundError(f"the pool has no thin device {dev_id}")
         return found
 
+    def root_of(self, dev_id: int) -> int:
+        """The root of the device's mapping tree; NotFoundError if there is no such device. One look-up, not two."""
+        if dev_id in self._changed or dev_id in self._deleted:
+            return self.device(dev_id).root
+        root = lookup_one(self.store, self.superblock.data_mapping_root, dev_id, TOP_LEVEL)
+        return self.device(dev_id).root if root is None else int(root)
+
     def dev_ids(self) -> list[int]:
         """All device ids of the running transaction, ascending."""
         pages = walk(self.store, self.superblock.data_mapping_root, TOP_LEVEL)
