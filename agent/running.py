@@ -11,12 +11,10 @@ The rim: everything that the daemon is passed is made here, from the real machin
 from __future__ import annotations
 
 import random
-import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,6 +34,7 @@ from agent.ratelimit import TokenBucket
 from agent.status import document
 from replicator.errors import ConflictError, NotFoundError, UnavailableError
 from replicator.exporter.journal import Journal
+from replicator.exporter.signals import stopped_by_signals
 from replicator.history.names import check_label
 from replicator.log.opening import log_url, open_log
 from replicator.pool.catalogue_schema import Role
@@ -114,17 +113,6 @@ def end_ours(pool: Pool) -> None:
     """Stop the exporter behind `pool`, if an agent started it."""
     if isinstance(pool, RemotePool) and pool.owner.started_by == OURS:
         pool.stop()
-
-
-@contextmanager
-def stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """SIGTERM and SIGINT call `stop` while the block lasts."""
-    before = {number: signal.signal(number, lambda *_: stop()) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def ask_agent(pool: Path, method: str, timeout_s: float = ANSWER_S, **arguments: Any) -> dict[str, Any]:

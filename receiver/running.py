@@ -12,11 +12,10 @@ The rim: everything that the daemon is passed is made here, from the real machin
 from __future__ import annotations
 
 import random
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from receiver.patience import StopWaiter
 from receiver.verification import document, remember, verify_points, wanted_points
 from replicator.errors import ConflictError, NotFoundError, UnavailableError
 from replicator.exporter.journal import Journal
+from replicator.exporter.signals import stopped_by_signals
 from replicator.exporter.supervise import connect
 from replicator.log.opening import open_log
 from replicator.pool.daemons import ANSWER_S, ask
@@ -87,17 +87,6 @@ def end_ours(pool: Pool) -> None:
     """Stop the exporter behind `pool`, if a receiver started it."""
     if isinstance(pool, RemotePool) and pool.owner.started_by == OURS:
         pool.stop()
-
-
-@contextmanager
-def stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """SIGTERM and SIGINT call `stop` while the block lasts."""
-    before = {number: signal.signal(number, lambda *_: stop()) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def is_running(pool: Path) -> bool:

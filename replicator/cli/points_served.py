@@ -6,7 +6,6 @@ whoever comes next finds it by its control socket, and reads through that. Betwe
 
 from __future__ import annotations
 
-import signal
 import sys
 import threading
 import time
@@ -20,6 +19,7 @@ from replicator.exporter.address import Address, UnixAddress, parse_address
 from replicator.exporter.fronts import security_of, uri_of
 from replicator.exporter.listener import ServerSettings
 from replicator.exporter.process import SWITCH_INTERVAL_S, Exporter, ExporterSettings
+from replicator.exporter.signals import stopped_by_signals
 from replicator.exporter.still import StillDisk, still_server
 from replicator.pool.control_values import ExportFacts, ListenAsked
 from replicator.pool.locks import OwnedElsewhereError
@@ -43,17 +43,12 @@ def serve_points(path: Path, asked: Sequence[ListenAsked], ready: Ready, started
         raise UsageError("name the points to serve", mend=f"replicator points list {path}")
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     stopping = threading.Event()
-    before = {each: signal.signal(each, lambda *_: stopping.set()) for each in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        with ExitStack() as held:
-            if (path / "metadata").exists():
-                _own_if_nobody_does(path, started_by, group, held)
-            source = held.enter_context(open_source(str(path)))
-            ready([facts for each in asked for facts in _serve_one(source, each, held)])
-            stopping.wait()
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+    with stopped_by_signals(stopping.set), ExitStack() as held:
+        if (path / "metadata").exists():
+            _own_if_nobody_does(path, started_by, group, held)
+        source = held.enter_context(open_source(str(path)))
+        ready([facts for each in asked for facts in _serve_one(source, each, held)])
+        stopping.wait()
 
 
 def _own_if_nobody_does(path: Path, started_by: str, group: str | None, held: ExitStack) -> None:

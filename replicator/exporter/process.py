@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -27,6 +26,7 @@ from replicator.errors import ReplicatorError
 from replicator.exporter.address import parse_address
 from replicator.exporter.control import ControlServer, Identity
 from replicator.exporter.fronts import Front, Origins
+from replicator.exporter.signals import stopped_by_signals
 from replicator.pool.control_values import ExportFacts, ListenAsked
 from replicator.pool.local import LocalPool
 from replicator.pool.opening import own_pool
@@ -147,15 +147,10 @@ def serve(path: Path, settings: ExporterSettings, ready: Callable[[Sequence[Expo
     """Own the pool at `path` and serve it until SIGTERM, SIGINT or a client's stop; `ready` hears what is served."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     asked = threading.Event()
-    before = {each: signal.signal(each, lambda *_: asked.set()) for each in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        with Exporter(own_pool(path), settings) as exporter:
-            threading.Thread(target=_end_with, args=(asked, exporter), name="signals", daemon=True).start()
-            ready(exporter.exports())
-            exporter.wait()
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+    with stopped_by_signals(asked.set), Exporter(own_pool(path), settings) as exporter:
+        threading.Thread(target=_end_with, args=(asked, exporter), name="signals", daemon=True).start()
+        ready(exporter.exports())
+        exporter.wait()
 
 
 def _end_with(asked: threading.Event, exporter: Exporter) -> None:

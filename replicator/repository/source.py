@@ -48,8 +48,6 @@ from replicator.repository.logged import LoggedHistory, read_history, valid_labe
 from replicator.repository.point import BaseDisk, Beneath, EmptyDisk, PointDisk
 from replicator.repository.remembered import LOG_SETTING
 
-"""The pool's setting that names its log, written by the daemon that follows or publishes it."""
-
 _ALL = -1  # SQLite's limit for "all of them"
 _TRIES = 3  # a snapshot may retire between the view and the lease; thrice in a row is no coincidence
 
