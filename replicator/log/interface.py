@@ -17,6 +17,8 @@ implementation (tests/contracts/test_log.py):
   L8  A beacon is replaced as a whole; it is never seen torn.
   L9  Trimming removes events below a position, as far as whole units allow, and never the last one; what is kept
       stays readable throughout, and a crash in the middle leaves either the old or the new start.
+  L10 Trimming never removes an event that a registered receiver has not verified, whatever position was asked for.
+      A registration is replaced as a whole, and holds until it is forgotten, however long its receiver is silent.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from replicator.events.values import (
     TIMELINE_LIMIT,
     Link,
     require_name,
+    require_number,
     require_range,
     require_size,
     require_text,
@@ -56,6 +59,29 @@ class VolumeEntry:
         require_name(self.name, "VolumeEntry.name")
         require_text(self.host, "VolumeEntry.host")
         require_size(self.size_bytes, "VolumeEntry.size_bytes")
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """A receiver's word about a volume, beside its stream: all up to `sequence` is verified in its pool (L10).
+
+    Renewed by the receiver as it goes on; `at_ns` is its own clock, so its age tells how long it is silent, and against
+    the log's clock how far the clocks differ. `receiver` is the UUID of the replica's pool.
+    """
+
+    volume: UUID
+    receiver: UUID
+    name: str
+    timeline: int
+    number: int
+    sequence: int
+    at_ns: int
+
+    def __post_init__(self) -> None:
+        require_text(self.name, "Registration.name")
+        require_range(self.timeline, 1, TIMELINE_LIMIT, "Registration.timeline")
+        for field in ("number", "sequence", "at_ns"):
+            require_number(getattr(self, field), f"Registration.{field}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +195,31 @@ class Log(Protocol):
     def write_beacon(self, beacon: Beacon) -> None:
         """Replace it (L8)."""
 
+    def register(self, registration: Registration) -> None:
+        """Replace what this receiver said of this volume."""
+
+    def registrations(self, volume: UUID) -> list[Registration]:
+        """What the volume's receivers said last, by name."""
+
+    def forget(self, volume: UUID, receiver: UUID) -> bool:
+        """Strike a receiver off, so that it no longer holds back trimming; False if it wasn't registered."""
+
     def trim(self, volume: UUID, timeline: int, below_sequence: int) -> int:
-        """Remove events below (L9); the first sequence number that is kept."""
+        """Remove events below (L9, L10); the first sequence number that is kept."""
 
     def close(self) -> None:
         """Let go of what is held."""
+
+
+def trim_limit(registrations: Sequence[Registration], timeline: int, below_sequence: int) -> int:
+    """The highest position up to which `timeline` may be trimmed when `below_sequence` was asked for (L10).
+
+    A receiver that is still on an earlier timeline needs all of this one; one on a later timeline needs none of it.
+    """
+    limit = below_sequence
+    for registration in registrations:
+        if registration.timeline < timeline:
+            return 0
+        if registration.timeline == timeline:
+            limit = min(limit, registration.sequence + 1)
+    return limit

@@ -3,11 +3,12 @@
     replicator-log                             the marker: this is a log, of which version
     catalogue/VOLUME                           a VolumeEntry
     beacons/VOLUME                             the beacon (a prefix of its own: it alone is overwritten all the time)
+    receivers/VOLUME/RECEIVER                  a Registration, overwritten by its receiver
     VOLUME/TIMELINE/claim                      who claimed the timeline
     VOLUME/TIMELINE/start                      the state before the first event that is kept; absent: nothing trimmed
     VOLUME/TIMELINE/FOLDER/SEQUENCE            a segment, by its first event's sequence number alone
 
-VOLUME is a UUID as text, TIMELINE 10, FOLDER 16 and SEQUENCE 20 decimal digits. A folder has the segments
+VOLUME and RECEIVER are UUIDs as text, TIMELINE 10, FOLDER 16 and SEQUENCE 20 decimal digits. A folder has the segments
 that begin in [4096 f, 4096 (f + 1)); no segment crosses a folder, so the first name of each later folder is known.
 """
 
@@ -20,6 +21,7 @@ FOLDER_NUMBERS = 4096
 MARKER = "replicator-log"
 CATALOGUE = "catalogue"
 BEACONS = "beacons"
+RECEIVERS = "receivers"
 _TIMELINE_DIGITS, _FOLDER_DIGITS, _SEQUENCE_DIGITS = 10, 16, 20
 _DIGITS = re.compile(r"[0-9]+", re.ASCII)
 
@@ -32,6 +34,16 @@ def catalogue_name(volume: UUID) -> str:
 def beacon_name(volume: UUID) -> str:
     """The volume's beacon."""
     return f"{BEACONS}/{volume}"
+
+
+def receivers_prefix(volume: UUID) -> str:
+    """What all registrations of a volume begin with, without the last slash."""
+    return f"{RECEIVERS}/{volume}"
+
+
+def registration_name(volume: UUID, receiver: UUID) -> str:
+    """A receiver's registration for a volume."""
+    return f"{receivers_prefix(volume)}/{receiver}"
 
 
 def timeline_prefix(volume: UUID, timeline: int) -> str:
@@ -83,8 +95,8 @@ def sequences_in(names: list[str], folder: int) -> list[int]:
     return [number for number in _numbers(names, _SEQUENCE_DIGITS) if folder_of(number) == folder]
 
 
-def volumes_in(names: list[str]) -> list[UUID]:
-    """The volumes among `names`, in the spelling that we write."""
+def uuids_in(names: list[str]) -> list[UUID]:
+    """The UUIDs among `names`, in the spelling that we write, ascending."""
     found = []
     for name in names:
         try:

@@ -22,10 +22,17 @@ from replicator.events.record import RECORD_BYTES_MAX
 from replicator.events.state import encode_state
 from replicator.log import names
 from replicator.log.directory import TEMPORARY, DirectoryStore
-from replicator.log.interface import VolumeEntry
+from replicator.log.interface import Registration, VolumeEntry, trim_limit
 from replicator.log.objects import ObjectStore
 from replicator.log.reader import SegmentReader
-from replicator.log.records import decode_entry, encode_claim, encode_marker, require_marker
+from replicator.log.records import (
+    decode_entry,
+    decode_registration,
+    encode_claim,
+    encode_marker,
+    encode_registration,
+    require_marker,
+)
 from replicator.log.stream import SegmentStream
 from replicator.log.writer import SegmentWriter
 
@@ -72,7 +79,7 @@ class ObjectLog:
     def volumes(self) -> list[VolumeEntry]:
         """The catalogue, by name and UUID."""
         entries = []
-        for volume in names.volumes_in(self._store.children(names.CATALOGUE)):
+        for volume in names.uuids_in(self._store.children(names.CATALOGUE)):
             name = names.catalogue_name(volume)
             data = self._store.get(name, RECORD_BYTES_MAX)
             if data is not None:
@@ -105,10 +112,33 @@ class ObjectLog:
         """Replace the volume's beacon."""
         self._store.put(names.beacon_name(beacon.volume), encode_beacon(beacon))
 
+    def register(self, registration: Registration) -> None:
+        """Replace what this receiver said of this volume."""
+        name = names.registration_name(registration.volume, registration.receiver)
+        self._store.put(name, encode_registration(registration))
+
+    def registrations(self, volume: UUID) -> list[Registration]:
+        """What the volume's receivers said last, by name and UUID."""
+        found = []
+        for receiver in names.uuids_in(self._store.children(names.receivers_prefix(volume))):
+            name = names.registration_name(volume, receiver)
+            data = self._store.get(name, RECORD_BYTES_MAX)
+            if data is not None:
+                found.append(decode_registration(data, f"{self._store.name}/{name}"))
+        return sorted(found, key=lambda registration: (registration.name, registration.receiver))
+
+    def forget(self, volume: UUID, receiver: UUID) -> bool:
+        """Strike a receiver off."""
+        name = names.registration_name(volume, receiver)
+        stood = self._store.size(name) is not None
+        self._store.delete(name)
+        return stood
+
     def trim(self, volume: UUID, timeline: int, below_sequence: int) -> int:
         """Remove the segments that end below `below_sequence`; the first sequence number that is kept."""
         stream = self._stream(volume, timeline)
         kept = stream.start().sequence + 1
+        below_sequence = trim_limit(self.registrations(volume), timeline, below_sequence)
         last = stream.last_first()
         holder = stream.holder_of(min(below_sequence, last)) if last is not None else None
         if holder is not None and holder > kept:

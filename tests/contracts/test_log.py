@@ -1,4 +1,4 @@
-"""The contract of a log (log/interface, L1 to L9), run on every implementation.
+"""The contract of a log (log/interface, L1 to L10), run on every implementation.
 
 A new log adds itself to LOGS: a name, and how to open it twice on one place (another process's view).
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
@@ -18,7 +19,7 @@ from replicator.events.state import StreamState
 from replicator.events.stream_errors import StreamEndedError
 from replicator.events.values import Link
 from replicator.log.errors import LogGapError, LostEndError, TrimmedError
-from replicator.log.interface import AppendConflict, Appended, Log, StreamWriter, VolumeEntry
+from replicator.log.interface import AppendConflict, Appended, Log, Registration, StreamWriter, VolumeEntry
 from replicator.log.object_log import ObjectLog, directory_log
 from tests.support.event_streams import OTHER_VOLUME, SIZE_BYTES, VOLUME, Script
 from tests.support.manual_waiter import ManualWaiter
@@ -281,6 +282,38 @@ def test_trimming_keeps_what_it_must(log: Log, opener: Opener) -> None:
     with log.writer(VOLUME, 1) as writer:
         append(writer, script.open().transaction())
     assert list(reader.read(last))[-1].link == script.state.link
+
+
+def registration(receiver: int, script: Script, below: int = 0, timeline: int = 1) -> Registration:
+    """What receiver number `receiver` says when it has verified all of `script` but the last `below` events."""
+    state = script.state
+    name = f"replica {receiver}"
+    return Registration(VOLUME, UUID(int=receiver), name, timeline, state.number, state.sequence - below, 1_000)
+
+
+def test_receivers_are_registered_replaced_and_forgotten(log: Log, opener: Opener) -> None:
+    script = filled(log, 2)
+    assert log.registrations(VOLUME) == []
+    log.register(registration(2, script))
+    log.register(registration(1, script, below=3))
+    log.register(registration(1, script, below=1))
+    assert opener().registrations(VOLUME) == [registration(1, script, below=1), registration(2, script)]
+    assert log.registrations(OTHER_VOLUME) == []
+    assert log.forget(VOLUME, UUID(int=1)) and not opener().forget(VOLUME, UUID(int=1))
+    assert opener().registrations(VOLUME) == [registration(2, script)]
+    assert [entry.volume for entry in log.volumes()] == [VOLUME], "registrations are no volumes"
+
+
+def test_trimming_waits_for_registered_receivers(log: Log, opener: Opener) -> None:
+    script = filled(log, 4)
+    log.register(registration(1, script))
+    log.register(registration(2, script, below=script.state.sequence))
+    assert opener().trim(VOLUME, 1, 1 << 40) == 1, "receiver 2 has verified nothing"
+    log.register(registration(2, script, timeline=2))
+    assert opener().trim(VOLUME, 2, 1 << 40) == 1, "receiver 1 is still on timeline 1"
+    log.forget(VOLUME, UUID(int=1))
+    assert opener().trim(VOLUME, 1, 1 << 40) > 1, "receiver 2 went on to timeline 2"
+    assert log.reader(VOLUME, 1).tail() == script.state
 
 
 def test_a_trimmed_stream_is_judged_from_its_start(log: Log) -> None:

@@ -13,7 +13,16 @@ from replicator.events.beacon import Beacon
 from replicator.events.codec import Event
 from replicator.events.state import StreamState
 from replicator.events.values import Link
-from replicator.log.interface import AppendOutcome, AppendUnknown, Log, StreamReader, StreamWriter, VolumeEntry, Waiter
+from replicator.log.interface import (
+    AppendOutcome,
+    AppendUnknown,
+    Log,
+    Registration,
+    StreamReader,
+    StreamWriter,
+    VolumeEntry,
+    Waiter,
+)
 
 Value = TypeVar("Value")
 
@@ -85,6 +94,15 @@ class FaultyLog:
 
     def write_beacon(self, beacon: Beacon) -> None:
         self.call(lambda: self._log.write_beacon(beacon))
+
+    def register(self, registration: Registration) -> None:
+        self.call(lambda: self._log.register(registration))
+
+    def registrations(self, volume: UUID) -> list[Registration]:
+        return self.call(lambda: self._log.registrations(volume))
+
+    def forget(self, volume: UUID, receiver: UUID) -> bool:
+        return self.call(lambda: self._log.forget(volume, receiver))
 
     def trim(self, volume: UUID, timeline: int, below_sequence: int) -> int:
         return self.call(lambda: self._log.trim(volume, timeline, below_sequence))

@@ -45,7 +45,7 @@ def read(store: MemoryStore) -> list[int]:
 def test_names_and_folders() -> None:
     assert name_of(4097) == f"{VOLUME}/0000000001/0000000000000001/00000000000000004097"
     assert names.sequences_in(["00000000000000004097", "00000000000000000001", "x", ".7"], 1) == [4097]
-    assert names.volumes_in([str(VOLUME), str(VOLUME).upper(), "temporary"]) == [VOLUME]
+    assert names.uuids_in([str(VOLUME), str(VOLUME).upper(), "temporary"]) == [VOLUME]
 
 
 def test_every_flipped_byte_is_found_before_an_event(store: MemoryStore) -> None:
