@@ -1,6 +1,6 @@
 """NBD: our exporter beside nbdkit's file plugin, qemu-nbd on a raw file, and qemu-nbd on qcow2 with a backing file.
 
-    python benchmarks/nbd.py [--rounds 3] [--seconds 2] [--size-mib 512] [--folder DIR] [JOB ...]
+    python benchmarks/nbd.py [--rounds 3] [--seconds 2] [--size-mib 512] [--folder DIR] [--cuts] [JOB ...]
 
 Every server has a disk of its own of the same size, filled through NBD in 64 KiB pieces, all warm, and a Unix socket.
 The client is benchmarks/_nbd_load.py, the same for all; servers take turns within a round, and the order changes with
@@ -9,6 +9,10 @@ for each other server, the median of the rounds' ratios, ours ÷ theirs (above 1
 touch` and `cow break` begin each round with a fresh volume or overlay, and write 4 KiB of every second 64 KiB block,
 in random order; before each run the page cache takes and gives back more memory than it needs, since a virtual machine
 gets new memory slowly.
+
+With --cuts ours is the exporter of an agent that cuts each second and publishes to a log in a directory, while another
+client writes 500 times a second, 4 KiB each, to the same volume: so every job goes on beside cuts, COW breaks and the
+publisher's work on the same cores. The others serve as before, with nothing beside them.
 """
 
 from __future__ import annotations
@@ -27,6 +31,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks import _ground
+from replicator.cli.demo_hosts import Hosts
 from tests.support import servers
 from tests.support.exporting import Child, Setup, exporting
 from tests.support.judges import nbd_tool
@@ -34,6 +40,7 @@ from tests.support.judges import nbd_tool
 MIB = 1 << 20
 LOAD = Path(__file__).with_name("_nbd_load.py")
 TICKS = os.sysconf("SC_CLK_TCK")
+BESIDE_RATE, BESIDE_DEPTH = 500, 16
 OURS, NBDKIT, RAW, QCOW2 = "replicator", "nbdkit file", "qemu-nbd raw", "qcow2 + backing"
 
 
@@ -89,14 +96,32 @@ class Target:
         return f"nbd+unix:///{self.export}?socket={self.socket}"
 
 
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """Ours with --cuts: an agent's hosts, and the process that serves its disks."""
+
+    hosts: Hosts
+    exporter_pid: int
+
+    @property
+    def target(self) -> Target:
+        """The volume that it replicates."""
+        return Target(self.hosts.socket, _ground.VOLUME, self.exporter_pid)
+
+    def beside_writes(self, size: int, seconds: float) -> contextlib.AbstractContextManager[None]:
+        """Another client of the same volume."""
+        return _ground.load(self.hosts.socket, size, seconds, BESIDE_RATE, BESIDE_DEPTH, self.hosts.here / "beside.npy")
+
+
 @dataclass(slots=True)
 class Bench:
-    """Folders, sizes, and our own child."""
+    """Folders, sizes, and our own server: a child that does nothing else, or an agent's exporter."""
 
     folder: Path
     size: int
     seconds: float
-    child: Child
+    child: Child | None = None
+    agent: Agent | None = None
     next_device: int = 2
     results: dict[str, dict[str, list[Run]]] = field(default_factory=dict)
 
@@ -105,7 +130,9 @@ class Bench:
         argv = [sys.executable, LOAD, target.socket, target.export, job.command, job.block, job.depth]
         argv += [self.size, self.seconds, "once" if job.fresh else job.pattern, job.flush_every]
         before = cpu_seconds(target.pid)
-        out = subprocess.run([str(word) for word in argv], check=True, capture_output=True, text=True).stdout
+        beside = self.agent and target == self.agent.target and self.agent.beside_writes(self.size, self.seconds)
+        with beside or contextlib.nullcontext():
+            out = subprocess.run([str(word) for word in argv], check=True, capture_output=True, text=True).stdout
         burnt = cpu_seconds(target.pid) - before
         report = json.loads(out)
         return Run(report["operations"] / report["seconds"], burnt / report["operations"] * 1e6)
@@ -128,7 +155,11 @@ class Bench:
     @contextlib.contextmanager
     def serving(self, name: str, job: Job) -> Iterator[Target]:
         """One of the four with the disk that the job wants."""
+        if name == OURS and self.agent:
+            yield self.agent.target
+            return
         if name == OURS:
+            assert self.child
             yield Target(self.folder / "ours.sock", self._ours(job.fresh), self.child.pid)
             return
         socket_path = self.folder / "other.sock"
@@ -139,6 +170,7 @@ class Bench:
 
     def _ours(self, fresh: str) -> str:
         export = "vol"
+        assert self.child
         if fresh == "empty":
             export = f"fresh{self.next_device}"
             self.child.order("put", name=export, device=self.next_device, size=self.size)
@@ -220,6 +252,25 @@ def measure(bench: Bench, job: Job, rounds: int) -> None:
     print(f"{job.name:<42}", *cells, flush=True)
 
 
+def start_child(folder: Path, size: int, rounds: int, processes: contextlib.ExitStack) -> Child:
+    """Our exporter alone, with room for each round's fresh volumes."""
+    setup = Setup(
+        listen=(f"unix:{folder / 'ours.sock'}",),
+        volumes={"vol": size},
+        data_bytes=size * (3 + 2 * rounds),
+        metadata_bytes=64 * MIB,
+    )
+    return processes.enter_context(exporting(folder / "pool", setup))
+
+
+def start_agent(folder: Path, size: int, processes: contextlib.ExitStack) -> Agent:
+    """An agent at work, interval 1 s, over a log in a directory."""
+    hosts = Hosts(folder, processes)
+    _ground.make_pool(hosts.source, size, 2 * size)
+    found = hosts.start_agent()
+    return Agent(hosts, found["exporter_pid"])
+
+
 def main() -> None:
     """Measure the jobs named, or all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -228,23 +279,21 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2)
     parser.add_argument("--size-mib", type=int, default=512)
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--cuts", action="store_true", help="ours beside a cut each second and the publisher at work")
     given = parser.parse_args()
     chosen = [job for job in JOBS if not given.jobs or any(part in job.name for part in given.jobs)]
     size = given.size_mib * MIB
-    with tempfile.TemporaryDirectory(dir=given.folder) as name:
-        folder = Path(name)
-        setup = Setup(
-            listen=(f"unix:{folder / 'ours.sock'}",),
-            volumes={"vol": size},
-            data_bytes=size * (3 + 2 * given.rounds),
-            metadata_bytes=64 * MIB,
-        )
-        with exporting(folder / "pool", setup) as child:
-            bench = Bench(folder, size, given.seconds, child)
-            prepare(bench)
-            print(f"{'':<42} {'ours/s':>9} {'µs CPU':>7} {'÷ nbdkit':>16} {'÷ qemu raw':>16} {'÷ qcow2':>16}")
-            for job in chosen:
-                measure(bench, job, given.rounds)
+    with tempfile.TemporaryDirectory(dir=given.folder) as name, contextlib.ExitStack() as processes:
+        bench = Bench(Path(name), size, given.seconds)
+        if given.cuts:
+            chosen = [job for job in chosen if not job.fresh]
+            bench.agent = start_agent(bench.folder, size, processes)
+        else:
+            bench.child = start_child(bench.folder, size, given.rounds, processes)
+        prepare(bench)
+        print(f"{'':<42} {'ours/s':>9} {'µs CPU':>7} {'÷ nbdkit':>16} {'÷ qemu raw':>16} {'÷ qcow2':>16}")
+        for job in chosen:
+            measure(bench, job, given.rounds)
 
 
 if __name__ == "__main__":
