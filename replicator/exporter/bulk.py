@@ -4,7 +4,7 @@ Beside exporter/transmission. A large read is sent a piece at a time, each looke
 client that doesn't take it holds one piece only. A large write is received whole before the gate is entered, since it
 must not stand on both sides of a cut (P3); what such writes hold together is bounded for the server.
 
-    READ, structured              a chunk for each piece; an error chunk where a piece fails
+    READ, structured              chunks for each piece, of data and of holes; an error chunk where a piece fails
     READ, simple or DF, ≤ 1 MiB   whole, in the arena
     READ, simple or DF, larger    read once to see that it can be read, then a piece at a time, nothing in between;
                                   what fails in spite of that ends the connection, as the specification demands
@@ -23,13 +23,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from replicator.errors import ReplicatorError
+from replicator.exporter.block_status import allocation
 from replicator.exporter.execution import Request, failure
 from replicator.exporter.exports import Export
 from replicator.exporter.outbox import Outbox
 from replicator.exporter.receiving import Receiving
 from replicator.nbd import protocol as p
 from replicator.nbd.export import Session
-from replicator.nbd.reply import pack_data, pack_error, pack_simple
+from replicator.nbd.reply import pack_data, pack_error, pack_hole, pack_simple
 from replicator.units import KIB, MIB
 
 PIECE_BYTES = 256 * KIB
@@ -110,15 +111,29 @@ class LargeRead:
     def _answer_in_chunks(self, reading: Callable[[memoryview, int], None]) -> None:
         cookie, end = self._request.cookie, self._request.offset_bytes + self._request.length_bytes
         for offset, length in self._pieces():
-            head = pack_data(cookie, offset, length, done=offset + length == end)
-            reply = self._arena[: len(head) + length]
             try:
-                reading(reply[len(head) :], offset)
+                for begin, size, is_hole in self._parts(offset, length):
+                    done = begin + size == end
+                    if is_hole:
+                        self._outbox.send(memoryview(pack_hole(cookie, begin, size, done=done)))
+                        continue
+                    head = pack_data(cookie, begin, size, done=done)
+                    reply = self._arena[: len(head) + size]
+                    reading(reply[len(head) :], begin)
+                    reply[: len(head)] = head
+                    self._outbox.send(reply)
             except ReplicatorError as error:
                 self._outbox.send(memoryview(pack_error(cookie, p.EIO, error.message, offset)))
                 return
-            reply[: len(head)] = head
-            self._outbox.send(reply)
+
+    def _parts(self, offset: int, length: int) -> Iterator[tuple[int, int, bool]]:
+        """(offset, length, whether it is a hole) of a piece. One that is written meanwhile may be told as it was.
+
+        No data block is touched by looking whether there is one, so the slot needn't protect it.
+        """
+        for size, flags in allocation(self._device, offset, length):
+            yield offset, size, bool(flags & p.STATE_HOLE)
+            offset += size
 
     def _answer_whole(self, reading: Callable[[memoryview, int], None]) -> None:
         head = self._head()

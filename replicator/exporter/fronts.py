@@ -11,6 +11,7 @@ clients). A front is a set of exports with the listeners they are offered at.
 Invariants
   F1  A read-only export holds a lease on its device: nothing deletes it while it is offered.
   F2  A volume that a receiver fills is offered for reading only.
+  F3  What can't be offered (its origin is away) keeps nothing else from being offered, and is tried again.
 """
 
 from __future__ import annotations
@@ -19,14 +20,11 @@ import ssl
 import threading
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
-from replicator.blockdev.file import open_device
 from replicator.blockdev.interface import BlockDevice
-from replicator.blockdev.nbd import NbdDevice
-from replicator.errors import NotFoundError, ReplicatorError, UsageError
+from replicator.errors import ConflictError, NotFoundError, ReplicatorError, UsageError
 from replicator.exporter.address import Address, UnixAddress, parse_address
 from replicator.exporter.connection import Security
 from replicator.exporter.exports import ChangedRuns, Export, Exports
@@ -34,9 +32,10 @@ from replicator.exporter.listener import NbdServer, ServerSettings
 from replicator.nbd.handshake import Tls
 from replicator.nbd.uri import NbdUri
 from replicator.pdata.block import Words
-from replicator.pool.catalogue_schema import Origin, OriginKind, Role, Snapshot, Volume
+from replicator.pool.catalogue_schema import Origin, Role, Snapshot, Volume
 from replicator.pool.control_values import ExportFacts, ListenAsked
 from replicator.pool.local import LocalLease, LocalPool
+from replicator.pool.origins import open_origin
 from replicator.pool.view import CatalogueView
 from replicator.thin.diff import diff
 
@@ -95,12 +94,12 @@ class Origins:
         self._lock = threading.Lock()
 
     def get(self, origin: Origin | None) -> BlockDevice | None:
-        """The open device; NotFoundError or UnavailableError where there is none."""
+        """The open device, known to be what it was; NotFoundError, UnavailableError, ConflictError (pool/origins)."""
         if origin is None:
             return None
         with self._lock:
             if origin not in self._open:
-                self._open[origin] = _open_origin(origin)
+                self._open[origin] = open_origin(origin)
             return self._open[origin]
 
     def close(self) -> None:
@@ -109,12 +108,6 @@ class Origins:
             for device in self._open.values():
                 device.close()
             self._open.clear()
-
-
-def _open_origin(origin: Origin) -> BlockDevice:
-    if origin.kind is OriginKind.NBD:
-        return NbdDevice(NbdUri.parse(origin.location), read_only=True)
-    return open_device(Path(origin.location), read_only=True)
 
 
 class Front:
@@ -129,8 +122,10 @@ class Front:
         self._lock = threading.Lock()
         self._server = NbdServer(pool.engine.gate, self._exports, ServerSettings(security=security_of(asked.tls)))
         try:
-            for failure in self.sync(pool.view()):
-                raise failure
+            self.failures = self.sync(pool.view())
+            for failure in self.failures:
+                if not self._offered or (asked.names and isinstance(failure, ConflictError)):
+                    raise failure
         except BaseException:
             self.close()
             raise
@@ -140,7 +135,7 @@ class Front:
         return self._server.listen(parse_address(self.asked.address))
 
     def sync(self, view: CatalogueView) -> list[ReplicatorError]:
-        """Offer what the catalogue has now; what can't be offered is told, and the rest is."""
+        """Offer what the catalogue has now; what can't be offered is told, and the rest is (F3)."""
         failures: list[ReplicatorError] = []
         with self._lock:
             try:

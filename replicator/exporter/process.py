@@ -8,7 +8,8 @@ nothing that would cost the threads that serve disks their processor: no diff of
 
 Invariants
   E1  Clients of the control socket are heard only when the disks are served already.
-  E2  A second request for a listener that is there is answered with it, so that adopting an exporter asks for it again.
+  E2  A second request for a listener that is there is answered with it, so that adopting an exporter asks for it again;
+      one that asks for other names, other rights or other TLS files is refused, and the listener stays as it is.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from replicator.errors import ReplicatorError
+from replicator.errors import ConflictError, ReplicatorError
 from replicator.exporter.address import parse_address
 from replicator.exporter.control import ControlServer, Identity
 from replicator.exporter.fronts import Front, Origins
@@ -32,6 +33,7 @@ from replicator.pool.local import LocalPool
 from replicator.pool.opening import own_pool
 from replicator.pool.view import CatalogueView
 
+RETRY_S = 5.0  # until what could not be offered is tried again
 SWITCH_INTERVAL_S = 0.0001  # of the interpreter: so soon a thread of tree work lets one that serves a disk go on
 _log = logging.getLogger(__name__)
 
@@ -87,6 +89,7 @@ class Exporter:
         with self._lock:
             for front in self._fronts:
                 if str(parse_address(front.asked.address)) == wanted:
+                    _require_same(front.asked, asked)
                     return front.facts()
             front = Front(self._pool, asked, self._origins)
             try:
@@ -94,7 +97,9 @@ class Exporter:
             except BaseException:
                 front.close()
                 raise
+            _tell(front.failures)
             self._fronts.append(front)
+            self._changed.set()  # the keeper tries again what could not be offered
             return front.facts()
 
     def exports(self) -> list[ExportFacts]:
@@ -116,20 +121,24 @@ class Exporter:
         self._changed.set()
 
     def _keep_step(self) -> None:
-        while True:
-            self._changed.wait()
+        told: list[str] = []
+        while not self._stopping.is_set():
+            self._changed.wait(RETRY_S if told else None)
             self._changed.clear()
             if self._stopping.is_set():
                 return
             with self._lock:
                 fronts = list(self._fronts)
-            for front in fronts:
-                try:
-                    failures: list[Exception] = [*front.sync(self._pool.view())]
-                except (ReplicatorError, OSError) as error:
-                    failures = [error]
-                for failure in failures:
-                    _log.warning("an export can't be kept in step: %s", failure)
+            failures = [failure for front in fronts for failure in self._sync(front)]
+            before, told = told, [str(failure) for failure in failures]
+            if told != before:
+                _tell(failures)
+
+    def _sync(self, front: Front) -> list[Exception]:
+        try:
+            return [*front.sync(self._pool.view())]
+        except (ReplicatorError, OSError) as error:
+            return [error]
 
     def _end_keeper(self) -> None:
         self._stopping.set()
@@ -151,6 +160,29 @@ def serve(path: Path, settings: ExporterSettings, ready: Callable[[Sequence[Expo
         threading.Thread(target=_end_with, args=(asked, exporter), name="signals", daemon=True).start()
         ready(exporter.exports())
         exporter.wait()
+
+
+def _require_same(there: ListenAsked, asked: ListenAsked) -> None:
+    """ConflictError if a listener that is there isn't what was asked for (E2)."""
+    differing = [
+        name
+        for name, old, new in (
+            ("volumes", sorted(there.names), sorted(asked.names)),
+            ("read-only", there.read_only, asked.read_only),
+            ("TLS", there.tls, asked.tls),
+        )
+        if old != new
+    ]
+    if differing:
+        raise ConflictError(
+            f"{there.address} is served already with other settings: {', '.join(differing)}",
+            mend="ask for another address, or end the exporter that serves it and start again",
+        )
+
+
+def _tell(failures: Sequence[Exception]) -> None:
+    for failure in failures:
+        _log.warning("an export can't be offered now: %s", failure)
 
 
 def _end_with(asked: threading.Event, exporter: Exporter) -> None:

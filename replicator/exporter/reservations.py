@@ -34,6 +34,7 @@ class Reservations:
         self._pool = pool
         self._turn = threading.Lock()
         self._held: dict[int, Words] = {}
+        self._cut_off: set[int] = set()
 
     def reserve(self, holder: int, count: int) -> Words:
         """`count` blocks for `holder`; NoSpaceError."""
@@ -68,6 +69,8 @@ class Reservations:
         """The connection is over (R2)."""
         with self._turn:
             blocks = self._held.pop(holder, _NONE)
+            if cut_off:
+                self._cut_off.add(holder)
         if blocks.size and not cut_off:
             self._pool.give_back(blocks)
 
@@ -91,10 +94,12 @@ class Reservations:
         return {holder: part for holder, part in taken.items() if part.size}
 
     def _return(self, holder: int, blocks: Words) -> None:
-        """A switch failed: its blocks are the connection's again, if that is still there."""
+        """A switch failed: its blocks are the connection's again, if that is still there (R2)."""
         with self._turn:
             if holder in self._held:
                 self._held[holder] = np.union1d(self._held[holder], blocks)
+                return
+            if holder in self._cut_off:
                 return
         self._pool.give_back(blocks)
 

@@ -195,6 +195,23 @@ def test_holes_zeros_and_data_are_told_apart(tmp_path: Path, libnbd_at: Libnbd) 
         assert extents(handle, "base:allocation", 4 * BLOCK, 0) == [(4 * BLOCK, 3)]
 
 
+def test_large_reads_tell_holes_instead_of_sending_zeros(tmp_path: Path, libnbd_at: Libnbd) -> None:
+    length, data = 4 << 20, b"d" * 65536
+    with served(tmp_path):
+        handle = libnbd_at.open(structured=True)
+        handle.pwrite(data, 1 << 20)
+        told: list[tuple[int, int, bool]] = []
+
+        def chunk(part: bytes, offset: int, status: int, _: object) -> int:
+            told.append((offset, len(part), status == libnbd_at.module.READ_HOLE))
+            return 0
+
+        found = handle.pread_structured(length, 0, chunk)
+        assert found == bytes(1 << 20) + data + bytes(length - (1 << 20) - len(data))
+        assert [(offset, size) for offset, size, hole in told if not hole] == [(1 << 20, len(data))]
+        assert sum(hole for _, _, hole in told) > 1
+
+
 def extents(handle: Any, context: str, length: int, offset: int, flags: int = 0) -> list[tuple[int, int]]:
     found: list[tuple[int, int]] = []
 

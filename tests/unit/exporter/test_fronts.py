@@ -10,10 +10,12 @@ import pytest
 
 from replicator.errors import ConflictError, NotFoundError, ReplicatorError
 from replicator.exporter.fronts import Front, Origins
+from replicator.exporter.process import Exporter, ExporterSettings
 from replicator.pool import volumes
 from replicator.pool.catalogue_schema import Origin, OriginKind
 from replicator.pool.control_values import ListenAsked
 from replicator.pool.opening import OwnedPool, own_pool
+from replicator.pool.origins import identify_origin
 from replicator.units import MIB
 from tests.support.pool_owner import make_pool
 
@@ -57,6 +59,39 @@ def test_an_origin_that_is_away_keeps_only_its_own_volume_from_being_offered(poo
     failures: list[ReplicatorError] = front.sync(pool.view())
     assert len(failures) == 1 and {"disk", "zebra"} == set(front._offered)
     front.close()
+    started = Front(pool, _asked(), Origins())
+    assert len(started.failures) == 1 and {"disk", "zebra"} == set(started._offered), "an exporter starts without it"
+    started.close()
+    with pytest.raises(ReplicatorError):
+        Front(pool, _asked("away"), Origins())
+
+
+def test_an_origin_that_is_back_is_offered(pool: OwnedPool, tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(b"x" * MIB)
+    volumes.create_volume(pool, "over", MIB, identify_origin(str(image)))
+    image.rename(tmp_path / "elsewhere")
+    front = Front(pool, _asked(), Origins())
+    assert set(front._offered) == {"disk"}
+    (tmp_path / "elsewhere").rename(image)
+    assert not front.sync(pool.view()) and set(front._offered) == {"disk", "over"}
+    front.close()
+    image.write_bytes(b"y" * MIB)
+    front = Front(pool, _asked(), Origins())
+    assert isinstance(front.failures[0], ConflictError), "an image that was written since never shines through"
+    front.close()
+
+
+def test_a_listener_is_adopted_as_it_is_or_not_at_all(tmp_path: Path) -> None:
+    make_pool(tmp_path / "pool")
+    asked = ListenAsked(f"unix:{tmp_path / 'nbd.sock'}", [], False, {})
+    with own_pool(tmp_path / "pool") as owned:
+        volumes.create_volume(owned, "disk", MIB)
+    with Exporter(own_pool(tmp_path / "pool"), ExporterSettings((asked,))) as exporter:
+        assert exporter.listen(asked) == exporter.exports()
+        for other in (ListenAsked(asked.address, [], True, {}), ListenAsked(asked.address, ["disk"])):
+            with pytest.raises(ConflictError, match="other settings"):
+                exporter.listen(other)
 
 
 def test_a_front_that_cant_be_leaves_nothing_behind(pool: OwnedPool) -> None:
