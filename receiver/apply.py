@@ -11,7 +11,7 @@ n + 1; data, mapping, log position, restore point and volume size are one superb
     TransactionCommitted    the draft becomes the head; a snapshot of it if it is kept       1
     TransactionAborted      draft and staging go                                             1
     VolumeRenamed, PointLabelled, VolumeDeleted, TimelineEnded   rows                        1
-    PublisherOpened, VolumeAttested   nothing: they are read again                           -
+    PublisherOpened, VolumeAttested   nothing: they are read again (receiver/attest compares) -
 
 Steps. A draft that is too large for one commit goes into a hidden snapshot of the head (staging), with the chain's
 state at that event as the position; in the final switch staging becomes the head. A step whose mappings don't fit one
@@ -28,6 +28,8 @@ Invariants
   A1  No switch but the final one changes what the head reads.
   A2  After any error the applier is spent: a new one begins at the pool's position.
   A3  The pool holds a staging snapshot of the volume iff the position's state has an open transaction.
+  A4  Labels, which others may give too, are read and put in one compare-and-swap; a name is read just before its row
+      is put, since a compare-and-swap at each commit would let many volumes' followers starve each other.
 
 Failures: ChunkMismatchError, RoomError, NoSpaceError, ReplicaConflictError, UnavailableError, and the pool's.
 """
@@ -45,7 +47,16 @@ from receiver.dev_ids import DevIds
 from receiver.disks import Disks
 from receiver.draft import Draft
 from receiver.errors import ReplicaConflictError
-from receiver.records import left_head, logged_point, point_snapshot, position_row, staging_snapshot, storable
+from receiver.records import (
+    left_head,
+    logged_group,
+    logged_point,
+    point_snapshot,
+    position_row,
+    staging_snapshot,
+    storable,
+)
+from receiver.replica import is_deleted, metadata_used, replica_of
 from receiver.room import blocks_needed, require_room, switch_limit
 from receiver.steps import parts_of
 from replicator.errors import ConflictError, UsageError
@@ -64,15 +75,17 @@ from replicator.events.bodies import (
 )
 from replicator.events.chunks import ChunksDiscarded, ChunksWritten, ChunksZeroed
 from replicator.events.codec import Event
-from replicator.events.state import OpenTransaction, StreamState, decode_state
+from replicator.events.state import OpenTransaction, StreamState
 from replicator.history.retention import DEFAULT_POLICY, RetentionPolicy, should_materialise
-from replicator.pool.catalogue_schema import Branch, LoggedPoint, Position, Purpose, Role, Snapshot, Volume
+from replicator.pool.catalogue_schema import Branch, LoggedPoint, Position, Purpose, Snapshot, Volume
 from replicator.pool.changes import Change, End, Put
-from replicator.pool.interface import Filling, Lease, Pool, PoolStatus, Switch
+from replicator.pool.interface import Filling, Lease, Pool, Switch
 from replicator.pool.view import CatalogueView
+from replicator.pool.volumes import switched
 from replicator.units import GIB
 
 _RANGES_MAX = 1 << 18  # ranges that a step unmaps: 4 MiB of them
+_FREED_NAME_BYTES = 230  # what is put behind it makes 255 at most
 _LABELLED_BACK_MAX = 1 << 16  # how far back a late label is looked for among the logged points
 
 
@@ -82,32 +95,6 @@ class ApplySettings:
 
     apply_commit_bytes: int = GIB
     policy: RetentionPolicy = DEFAULT_POLICY
-
-
-@dataclass(frozen=True, slots=True)
-class Replica:
-    """What the pool has of the volume: nothing, or its row, position, and staging snapshot."""
-
-    volume: Volume | None
-    position: Position | None
-    staging: Snapshot | None
-
-    @property
-    def state(self) -> StreamState | None:
-        """Where the stream goes on, None for its beginning."""
-        return decode_state(self.position.chain_state, "the applied position") if self.position else None
-
-
-def replica_of(view: CatalogueView, volume: UUID) -> Replica:
-    """What the pool's catalogue says of the volume."""
-    row = next((each for each in view.volumes if each.uuid == volume), None)
-    staging = view.snapshots_of(volume, Purpose.STAGING, hidden=True)
-    return Replica(row, view.position(volume, Role.APPLIED), staging[0] if staging else None)
-
-
-def metadata_used(status: PoolStatus) -> float:
-    """The part of the metadata that is in use."""
-    return 1 - status.metadata_free_blocks / max(1, status.metadata_blocks)
 
 
 class Applier:
@@ -138,6 +125,10 @@ class Applier:
         act(self, event.body, state)
         self.state = state
 
+    def refresh(self) -> None:
+        """Look at the rows again: a person may have renamed the replica."""
+        self._replica = replica_of(self._pool.view(), self.state.volume)
+
     def close(self) -> None:
         """Let go of what is held; what isn't durable is dropped."""
         self._draft = self._lease = None
@@ -154,27 +145,36 @@ class Applier:
             )
         dev_id = self._ids.take()
         volume = self._named(Volume(uuid, "unnamed", dev_id, body.size_bytes, body.timestamp_ns), body.name)
-        self._switch(Switch(create=(dev_id,)), Put(volume), self._position(state))
+        self._switch(Switch(create=(dev_id,)), Put(volume), *self._freed(body.name), self._position(state))
 
     def _started(self, body: TimelineStarted, state: StreamState) -> None:
         parent = body.parent
         branch = Branch(state.volume, state.timeline, parent.timeline, parent.number, parent.digest)
         named = self._named(self._volume(), body.name)
-        self._drop_open(Put(branch), Put(named), self._position(state))
+        self._drop_open(Put(branch), Put(named), *self._freed(body.name), self._position(state))
 
     def _renamed(self, body: VolumeRenamed, state: StreamState) -> None:
-        self._switch(Switch(), Put(self._named(self._volume(), body.name)), self._position(state))
+        named = self._named(self._volume(), body.name)
+        self._switch(Switch(), Put(named), *self._freed(body.name), self._position(state))
 
     def _labelled(self, body: PointLabelled, state: StreamState) -> None:
-        changes: list[Change] = [self._position(state)]
-        logged = self._logged(body.point.timeline, body.point.number)
-        label = storable([body.label])
-        if logged is not None and logged.digest == body.point.digest:
+        """A4: a retirement may hide the point meanwhile, a person label it."""
+
+        def plan(view: CatalogueView) -> tuple[Switch, None]:
+            return Switch(changes=(self._position(state), *self._labels(view, body))), None
+
+        switched(self._pool, plan)
+        self.refresh()
+
+    def _labels(self, view: CatalogueView, body: PointLabelled) -> list[Change]:
+        point, label, changes = body.point, storable([body.label]), list[Change]()
+        logged = self._logged(point.timeline, point.number)
+        if logged is not None and logged.digest == point.digest:
             changes.append(Put(replace(logged, labels=_with(logged.labels, label))))
-        for each in self._pool.view().snapshots_of(state.volume, Purpose.POINT):
-            if (each.timeline, each.number, each.digest) == (body.point.timeline, body.point.number, body.point.digest):
+        for each in view.snapshots_of(self.state.volume, Purpose.POINT, hidden=True):
+            if (each.timeline, each.number, each.digest) == (point.timeline, point.number, point.digest):
                 changes.append(Put(replace(each, labels=_with(each.labels, label))))
-        self._switch(Switch(), *changes)
+        return changes
 
     def _logged(self, timeline: int, number: int) -> LoggedPoint | None:
         position = self.position
@@ -212,14 +212,14 @@ class Applier:
         parts = parts_of(filling, switch_limit(self._pool.status()))
         for part in parts[:-1]:
             self._stage(draft, part, None)
-        point = logged_point(state, opened, body)
+        point, group = logged_point(state, opened, body), logged_group(body)
         try:
-            self._become_head(draft, parts[-1], point, state)
+            self._become_head(draft, parts[-1], point, group, state)
         except ConflictError:
             if self._replica.staging is not None:
                 raise
             self._stage(draft, parts[-1], None)  # somebody reads the head: go around it
-            self._become_head(draft, Filling(parts[-1].dev_id), point, state)
+            self._become_head(draft, Filling(parts[-1].dev_id), point, group, state)
         self.close()
 
     def _aborted(self, _: TransactionAborted | TimelineEnded, state: StreamState) -> None:
@@ -288,12 +288,15 @@ class Applier:
         with draft.blocks.named_by(part):
             self._switch(Switch(snapshot=snapshot, fill=(replace(part, dev_id=staging.dev_id),)), *changes)
 
-    def _become_head(self, draft: Draft, part: Filling, point: LoggedPoint, state: StreamState) -> None:
+    def _become_head(
+        self, draft: Draft, part: Filling, point: LoggedPoint, group: tuple[Put, ...], state: StreamState
+    ) -> None:
         """The final switch: what is staged, and `part`, is transaction n + 1 from now on (A1)."""
+        self.refresh()
         volume, position, staging = self._volume(), self.position, self._replica.staging
         target = staging.dev_id if staging else volume.dev_id
         row = replace(volume, dev_id=target, size_bytes=point.size_bytes)
-        changes: list[Change] = [Put(row), Put(point), Put(position_row(state, point.timestamp_ns))]
+        changes: list[Change] = [Put(row), Put(point), *group, Put(position_row(state, point.timestamp_ns))]
         if staging is not None and position is not None:
             changes += [End(Snapshot, (staging.dev_id,)), Put(left_head(volume, position))]
         snapshot: tuple[tuple[int, int], ...] = ()
@@ -316,7 +319,7 @@ class Applier:
 
     def _switch(self, switch: Switch, *changes: Change) -> None:
         self._pool.switch(replace(switch, changes=tuple(changes)))
-        self._replica = replica_of(self._pool.view(), self.state.volume)
+        self.refresh()
 
     def _position(self, state: StreamState) -> Put:
         return Put(position_row(state, self.position.timestamp_ns if self.position else 0))
@@ -328,8 +331,8 @@ class Applier:
     def _named(self, volume: Volume, name: str) -> Volume:
         """`volume` under `name`; ReplicaConflictError where another volume has it, or the catalogue can't hold it."""
         mend = "replicator volume rename POOL NAME NEW, here or at the source"
-        other = next((each for each in self._pool.view().volumes if each.name == name), None)
-        if other is not None and other.uuid != volume.uuid:
+        other = self._other_named(name)
+        if other is not None and not is_deleted(self._pool.view(), other.uuid):
             raise ReplicaConflictError(
                 f"{name!r} is the name of volume {other.uuid} in {self._pool.path}, and of {volume.uuid} in the log",
                 mend=mend,
@@ -338,6 +341,18 @@ class Applier:
             return replace(volume, name=name)
         except UsageError as error:
             raise ReplicaConflictError(f"volume {volume.uuid}: {error.message}", mend=mend) from error
+
+    def _other_named(self, name: str) -> Volume | None:
+        found = (each for each in self._pool.view().volumes if each.name == name and each.uuid != self.state.volume)
+        return next(found, None)
+
+    def _freed(self, name: str) -> tuple[Put, ...]:
+        """Its name for a volume that takes the place of one that was deleted at the source, whose points stay."""
+        other = self._other_named(name)
+        if other is None:
+            return ()
+        short = name.encode()[:_FREED_NAME_BYTES].decode(errors="ignore").rstrip()
+        return (Put(replace(other, name=f"{short}.deleted-{str(other.uuid)[:8]}")),)
 
 
 def _open_of(state: StreamState) -> OpenTransaction:

@@ -1,4 +1,4 @@
-"""`replicator receiver`: run, status, stop, verify.
+"""`replicator receiver`: run, status, stop, verify, forget.
 
 Added to the command line by the entry point `receiver` of `replicator.commands`. Modules are imported by the command
 that needs them, so that help is there at once.
@@ -44,6 +44,10 @@ def receiver() -> None:
 @click.option("--volume", "volumes", multiple=True, metavar="NAME", help="Only this volume; may come again.")
 @click.option("--apply-commit-bytes", type=SIZE, help="Apply larger transactions in steps of this size (1GiB).")
 @click.option("--group", "socket_group", help="Unix group that may use the sockets.")
+@click.option("--name", help="What this receiver is called beside the log; otherwise as the host.")
+@click.option(
+    "--no-register", "register", is_flag=True, flag_value=False, default=None, help="Don't say there how far."
+)
 @click.option("--config", "config_path", type=click.Path(path_type=Path), help="A TOML file; flags win over it.")
 @click.option("--once", is_flag=True, help="Apply what is there, and exit.")
 @json_option
@@ -135,3 +139,25 @@ def verify(pool: Path, log: str, points: tuple[str, ...], as_json: bool) -> None
         unknown = f", {each['chunks_unknown']} unknown (trimmed)" if each["chunks_unknown"] else ""
         click.echo(f"{each['volume']}@{each['number']}: {word}, {each['chunks_compared']} chunks compared{unknown}")
     require_equal(found)
+
+
+@receiver.command()
+@click.argument("path", metavar="POOL|LOG")
+@click.argument("volume")
+@click.argument("name", metavar="RECEIVER")
+@json_option
+def forget(path: str, volume: str, name: str, as_json: bool) -> None:
+    """Strike a receiver off beside the log, so that it no longer holds back trimming; by its name or UUID.
+
+    One that still runs registers again within a minute.
+
+    \b
+    replicator receiver forget /srv/pool vm1 site-b
+    """
+    from receiver.running import forget as forget_receiver
+
+    url, gone = forget_receiver(path, volume, name)
+    if as_json:
+        print_json({"log": url, "volume": volume, "receiver": gone.name, "uuid": gone.receiver, "number": gone.number})
+    else:
+        click.echo(f"{gone.name} ({gone.receiver}) is forgotten: it had {volume} up to @{gone.number}")

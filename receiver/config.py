@@ -1,6 +1,7 @@
 """What a receiver is told: a TOML file, or flags; one value for both.
 
     pool, log               required
+    name, register          what this receiver is called beside the log, and whether it says there how far it is
     [retention]             which restore points are kept as snapshots, and for how long
 
 Unknown keys are refused with those that are known; every value is read once, here, and has its unit.
@@ -11,6 +12,7 @@ Failures: UsageError, naming the file, the key and what was expected; NotFoundEr
 from __future__ import annotations
 
 import dataclasses
+import socket
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +22,7 @@ from typing import Any, TypeAlias
 from receiver.apply import ApplySettings
 from receiver.facts import Patience
 from replicator.errors import NotFoundError, UsageError
+from replicator.history.names import check_name
 from replicator.history.retention import RetentionPolicy
 from replicator.units import GIB, MIB, TIB, parse_duration, parse_size
 
@@ -50,6 +53,8 @@ class ReceiverConfig:
     late_after_s: float = 60.0
     max_volumes: int = 256
     socket_group: str | None = None
+    name: str = ""
+    register: bool = True
     retention: RetentionPolicy = field(default_factory=RetentionPolicy)
 
     def __post_init__(self) -> None:
@@ -57,9 +62,16 @@ class ReceiverConfig:
             raise UsageError(f"apply_commit_bytes {self.apply_commit_bytes} isn't between 1MiB and 1TiB")
         if not 1 <= self.max_volumes <= VOLUMES_MAX:
             raise UsageError(f"max_volumes {self.max_volumes} isn't between 1 and {VOLUMES_MAX}")
+        if self.name:
+            check_name(self.name)
         for name in ("discover_every_s", "retain_every_s", "silent_after_s", "late_after_s"):
             if not 0.1 <= getattr(self, name) <= _LONGEST_S:
                 raise UsageError(f"{name.removesuffix('_s')} isn't between 100ms and a year")
+
+    @property
+    def registered_name(self) -> str | None:
+        """What it registers as beside the log: its name, else the host's; None: not at all."""
+        return (self.name or socket.gethostname()) if self.register else None
 
     @property
     def apply(self) -> ApplySettings:
@@ -136,6 +148,12 @@ def _number(value: Any) -> int:
     return value
 
 
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"expected true or false, found {str(value)[:100]!r}")
+    return value
+
+
 def _fraction(value: Any) -> float:
     if type(value) not in (int, float):
         raise TypeError(f"expected a number, found {str(value)[:100]!r}")
@@ -172,6 +190,8 @@ _KEYS: _Keys = {
     "late_after": ("late_after_s", _duration),
     "max_volumes": ("max_volumes", _number),
     "socket_group": ("socket_group", _text),
+    "name": ("name", _text),
+    "register": ("register", _flag),
     "retention": ("retention", _retention),
 }
 
@@ -187,6 +207,8 @@ log = "/srv/replicator/log"                   # a directory; other places by the
 # discover_every = "10s"                      # new volumes are looked for
 # retain_every = "30s"                        # restore points are retired
 # max_volumes = 256
+# name = "site-b"                             # how agent status and the log name this receiver; the host's otherwise
+# register = true                             # say beside the log how far it is: nothing is trimmed before
 # socket_group = "replicator"                 # who may ask besides the owner of the process
 
 # [retention]                                 # which restore points are kept as snapshots; any other is replayed

@@ -5,10 +5,13 @@ Only wiring. The pool is its owner's, which `connect_pool` adopts or starts; a l
     thread       does
     main         looks for new volumes, retires points, tells systemd
     follower     one for each volume
+    attester     compares what sources attest (receiver/attest)
     socket       status, stop (pool/daemons)
 
-    build   socket (one receiver a pool) → registration → pool → followers
-    stop    followers (open transactions are dropped, or stay staged) → exporter, if it's ours → pool → socket
+    build   socket (one receiver a pool) → registration → pool → log, if it can be reached → followers
+    stop    followers (open transactions are dropped, or stay staged) → attester → exporter, if it's ours → log → pool
+
+systemd's watchdog is fed as long as every follower moves: one that is stuck in a call for STUCK_S stops it.
 """
 
 from __future__ import annotations
@@ -24,11 +27,14 @@ from typing import Any
 from uuid import UUID
 
 from receiver.access import PoolAccess
+from receiver.attest import Attester
 from receiver.config import ReceiverConfig
 from receiver.disks import Disks, open_disks
+from receiver.errors import DriftError
 from receiver.follow import Follower, World
-from receiver.patience import StopWaiter
-from receiver.remember import verified_of
+from receiver.log_access import PatientLog
+from receiver.remember import drift_of, verified_of
+from receiver.replica import refuse_source, replicas
 from receiver.retain import Retainer, Round
 from receiver.status import Standing, report
 from replicator.errors import ReplicatorError, UnavailableError
@@ -38,11 +44,15 @@ from replicator.log.interface import Log, VolumeEntry
 from replicator.pool.daemons import DaemonSocket
 from replicator.pool.interface import Pool
 from replicator.pool.registrations import registered
-from replicator.repository.remembered import remember_log
+from replicator.repository.patience import StopWaiter
+from replicator.repository.remembered import knows_log, remember_log
 
 SOCKET_NAME = "receiver"
 TURN_S = 1.0
 """Between two looks of the main thread at what is due."""
+
+STUCK_S = 600.0
+"""A follower that hasn't moved for so long hangs: the longest it works on end is one commit of `apply_commit_bytes`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +81,11 @@ class Receiver:
         self._retainer = Retainer(config.retention, around.clock_ns)
         self._last_round: Round | None = None
         self._troubles: dict[str, str] = {}
+        self._drifts: list[ReplicatorError] = []
         self._known = Standing(
             str(config.pool), config.log, os.getpid(), 0, around.clock_ns(), config.patience, config.retention, {}
         )
+        self._known = replace(self._known, name=config.registered_name)
         self._world: World | None = None
 
     # -- running -----------------------------------------------------------------------------------------------
@@ -84,9 +96,10 @@ class Receiver:
             calls = {"status": self.status, "stop": self.stop}
             stack.enter_context(DaemonSocket(self.config.pool, SOCKET_NAME, calls, group=self.config.socket_group))
             stack.enter_context(registered("receiver", self.config.pool, SOCKET_NAME))
-            self._world = stack.enter_context(self._opened())
+            self._world = stack.enter_context(self._opened(patient=True))
             stack.callback(self._end_owner)
             stack.callback(self._end_followers)
+            self._start(f"attester of {self.config.pool.name}", self._attester.run)
             self._around.journal.info("receiver started", pool=str(self.config.pool), log=self.config.log)
             notify_systemd("READY=1")
             self._turns()
@@ -96,7 +109,7 @@ class Receiver:
     def catch_up(self) -> list[dict[str, Any]]:
         """Apply what the log has now, every volume, and retire points; raises the first volume's error at the end."""
         errors: list[ReplicatorError] = []
-        with self._opened() as world:
+        with self._opened(patient=False) as world:
             self._world = world
             for entry in self._wanted(world.log):
                 follower = self._followers.setdefault(entry.volume, Follower(world, entry.volume, entry.name))
@@ -105,6 +118,8 @@ class Receiver:
                 except ReplicatorError as error:
                     self._report("stopped", entry.volume, error)
                     errors.append(error)
+            self._attester.compare_waiting()
+            errors += self._drifts
             self._retire()
             volumes: list[dict[str, Any]] = self.status({})["volumes"]
         if errors:
@@ -112,14 +127,17 @@ class Receiver:
         return volumes
 
     @contextmanager
-    def _opened(self) -> Iterator[World]:
+    def _opened(self, *, patient: bool) -> Iterator[World]:
+        """`patient`: a log that is away is waited for."""
         around = self._around
         with ExitStack() as stack:
-            log = around.open_log()
-            stack.callback(log.close)
             pools = stack.enter_context(PoolAccess(around.connect_pool, around.open_devices))
-            remember_log(pools.current().pool, self.config.log)
-            yield World(
+            known = knows_log(pools.current().pool.view(), self.config.log)
+            log = PatientLog(self.config.log, around.open_log, known=known)
+            stack.callback(log.close)
+            self._attester = Attester(around.clock_ns, self._drifted)
+            stack.callback(self._attester.close)
+            world = World(
                 pools,
                 log,
                 around.waiter,
@@ -128,7 +146,24 @@ class Receiver:
                 around.waiter.is_stopping,
                 self.config.apply,
                 self._report,
+                self.config.registered_name,
+                self._attester,
+                log.require_there,
             )
+            self._met_log(world, patient=patient)
+            yield world
+
+    def _met_log(self, world: World, *, patient: bool) -> None:
+        """Refuse a pool that is the source; remember the log. While it's away, the replicas there are wait for it."""
+        pool = world.pools.current().pool
+        try:
+            refuse_source(pool.view(), self.config.pool, world.log.volumes())
+            remember_log(pool, self.config.log)
+        except UnavailableError:
+            if not patient:
+                raise
+            for volume in replicas(pool.view(), self.config.volumes):
+                self._follow(world, volume.uuid, volume.name)
 
     def _turns(self) -> None:
         """The main thread's work, each thing when it is due."""
@@ -142,7 +177,21 @@ class Receiver:
                 self._tried("retiring restore points", self._retire)
                 retain_at = monotonic() + self.config.retain_every_s
                 notify_systemd(f"STATUS={self.status({})['headline']}")
+            if self.is_moving():
+                notify_systemd("WATCHDOG=1")
             self._around.waiter.wait(TURN_S)
+
+    @property
+    def followers(self) -> list[Follower]:
+        """One for each volume that is followed."""
+        with self._turn:
+            return list(self._followers.values())
+
+    def is_moving(self) -> bool:
+        """Whether every follower lives, and none is stuck."""
+        now_s = self._around.waiter.monotonic()
+        alive = all(thread.is_alive() for thread in self._threads)
+        return alive and all(now_s - each.alive_s < STUCK_S for each in self.followers)
 
     def _tried(self, what: str, act: Callable[[], None]) -> None:
         """Do it; what fails is told, shown by status, and tried again when it is next due."""
@@ -156,7 +205,9 @@ class Receiver:
     def _discover(self) -> None:
         """A follower for every volume that is to have one."""
         assert self._world is not None
-        for entry in self._wanted(self._world.log):
+        entries = self._wanted(self._world.log)
+        remember_log(self._world.pools.current().pool, self.config.log)
+        for entry in entries:
             if entry.volume in self._followers:
                 continue
             if len(self._followers) >= self.config.max_volumes:
@@ -164,13 +215,20 @@ class Receiver:
                     f"the log has more volumes than {self.config.max_volumes}: {entry.name} isn't followed",
                     mend="raise max_volumes",
                 )
-            follower = Follower(self._world, entry.volume, entry.name)
-            with self._turn:
-                self._followers[entry.volume] = follower
-            thread = threading.Thread(target=follower.run, name=f"follower {entry.name}", daemon=True)
-            self._threads.append(thread)
-            thread.start()
-            self._around.journal.info("following", volume=entry.name, uuid=str(entry.volume))
+            self._follow(self._world, entry.volume, entry.name)
+
+    def _follow(self, world: World, volume: UUID, name: str) -> None:
+        """A follower in a thread of its own."""
+        follower = Follower(world, volume, name)
+        with self._turn:
+            self._followers[volume] = follower
+        self._start(f"follower {name}", follower.run)
+        self._around.journal.info("following", volume=name, uuid=str(volume))
+
+    def _start(self, name: str, run: Callable[[], None]) -> None:
+        thread = threading.Thread(target=run, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
     def _wanted(self, log: Log) -> list[VolumeEntry]:
         """The log's volumes that this receiver is for; NotFoundError for a name that the log hasn't."""
@@ -190,6 +248,7 @@ class Receiver:
 
     def _end_followers(self) -> None:
         self._around.waiter.stop()
+        self._attester.close()
         for thread in self._threads:
             thread.join()
 
@@ -209,8 +268,7 @@ class Receiver:
 
     def status(self, _: dict[str, Any]) -> dict[str, Any]:
         """The report of this instant; never waits for the log."""
-        with self._turn:
-            progresses = [each.progress for each in self._followers.values()]
+        progresses = [each.progress for each in self.followers]
         return report(progresses, self._standing(), self._around.clock_ns(), self._around.zone)
 
     def _standing(self) -> Standing:
@@ -218,11 +276,18 @@ class Receiver:
         access = self._world.pools.known() if self._world is not None else None
         try:
             if access is not None:
-                pid, verified = access.pool.status().owner_pid, verified_of(access.pool.view())
-                self._known = replace(self._known, exporter_pid=pid, verified=verified)
+                pid, view = access.pool.status().owner_pid, access.pool.view()
+                drifts = {str(each.uuid): drift for each in view.volumes if (drift := drift_of(view, each.uuid))}
+                self._known = replace(self._known, exporter_pid=pid, verified=verified_of(view), drifts=drifts)
         except ReplicatorError as error:
             troubles += (f"the pool can't be reached: {error.message}",)
         return replace(self._known, last_round=self._last_round, troubles=troubles)
+
+    def _drifted(self, volume: UUID, error: ReplicatorError) -> None:
+        """From the attester: what it found, or couldn't read."""
+        if isinstance(error, DriftError):
+            self._drifts = [*self._drifts[-15:], error]
+        self._report("attested", volume, error)
 
     def _report(self, activity: str, volume: UUID, error: ReplicatorError) -> None:
         follower = self._followers.get(volume)

@@ -3,13 +3,21 @@
 type                  exit  meaning
 ChunkMismatchError    3     a chunk reads otherwise than its event says: the replica, or the log, isn't what it was
 VerifyError           3     what the replica holds isn't what the log says: which chunks of which point
+DriftError            3     the replica isn't what the source attested, though every event was applied
 ReplicaConflictError  4     the pool can't take the volume: its name is another's, or it is the source's own
 RoomError             1     the transaction may need more room than the pool has (P8); it isn't begun
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from replicator.errors import ConflictError, DamageError, NoSpaceError
+
+ANEW = "make a new replica from the log: replicator receiver run NEW_POOL --log LOG"
+"""What mends a replica that isn't what the log says, whichever of its blocks are wrong."""
+
+_NAMED_SPANS = 8
 
 
 class ChunkMismatchError(DamageError):
@@ -21,7 +29,7 @@ class ChunkMismatchError(DamageError):
         where = f"volume {volume}, transaction {number}, chunk {chunk}"
         super().__init__(
             f"{where}: expected the hash {expected.hex()} after applying, found {found.hex()}",
-            mend="replicator receiver rebase POOL VOLUME compares the replica with the log, and sends what differs",
+            mend=ANEW,
         )
         self.volume = volume
         self.number = number
@@ -38,10 +46,27 @@ class VerifyError(DamageError):
         more = f" … and {count - len(chunks)} more" if count > len(chunks) else ""
         super().__init__(
             f"{point}: {count} chunk{'' if count == 1 else 's'} differ from the log: {listed}{more}",
-            mend="replicator receiver rebase POOL VOLUME compares the replica with the log, and sends what differs",
+            mend=ANEW,
         )
         self.chunks = chunks
         self.count = count
+
+
+class DriftError(DamageError):
+    """Spans of the replica that read otherwise than the source attested."""
+
+    kind = "drift"
+
+    def __init__(self, volume: str, number: int, span_chunks: int, spans: Sequence[int], count: int) -> None:
+        begins = ", ".join(str(span * span_chunks) for span in spans[:_NAMED_SPANS])
+        more = f" … and {count - _NAMED_SPANS} more" if count > _NAMED_SPANS else ""
+        what = f"{count} stretch{'' if count == 1 else 'es'} of {span_chunks} chunks"
+        super().__init__(
+            f"drift: {volume}@{number} isn't what its source attested: {what}, from chunk {begins}{more}",
+            mend=f"replicator receiver verify POOL --log LOG {volume}@{number} tells whether replica or log is wrong",
+        )
+        self.volume = volume
+        self.number = number
 
 
 class ReplicaConflictError(ConflictError):

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from uuid import UUID
 
+from receiver.registering import Registered
 from replicator.events.beacon import Beacon
 from replicator.events.chain import Skipped
 from replicator.events.state import StreamState
@@ -47,6 +48,8 @@ class Progress:
     oldest_waiting_ns: int | None = None
     staged_chunks: int = 0
     skipped: Skipped = field(default_factory=Skipped)
+    deleted: bool = False
+    registered: Registered = field(default_factory=Registered)
     failure: Failure | None = None
 
 
@@ -65,7 +68,7 @@ def complete_to_ns(state: StreamState, newest_ns: int | None, beacon: Beacon | N
     return max(newest_ns, beacon.equal_until_ns)
 
 
-def replica_facts(progress: Progress, patience: Patience, now_ns: int) -> ReplicaFacts:
+def replica_facts(progress: Progress, patience: Patience, now_ns: int, drift: Failure | None = None) -> ReplicaFacts:
     """What history/protection judges; what can't be reached is a failure only once it is late."""
     failure = progress.failure
     late_ns = round(patience.late_after_s * NS_PER_S)
@@ -80,4 +83,6 @@ def replica_facts(progress: Progress, patience: Patience, now_ns: int) -> Replic
         waiting_count=progress.waiting_count,
         oldest_waiting_ns=progress.oldest_waiting_ns,
         failure=failure,
+        drift=drift,
+        deleted=progress.deleted,
     )

@@ -7,13 +7,17 @@ wrong; whatever that is, the next pass begins at the position again, so that not
     gap, fork, wrong base, other history, damage    STOPPED             every RETRY_STOPPED_S: the log may be mended
     trimmed events, a name that is taken            STOPPED             likewise
     no room for the next transaction                WAITING_FOR_ROOM    every RETRY_ROOM_S: goes on once grown (P8)
-    log or pool away                                UNREACHABLE         with backoff and jitter, for ever
+    log or pool away, a log that isn't mounted      UNREACHABLE         with backoff and jitter, for ever
+    a log that ends before what we have             STOPPED             every RETRY_STOPPED_S: it lost its end
     anything else that failed                       STOPPED             likewise
 
 Invariants
   W1  One volume's trouble stops that volume alone.
   W2  `since` of a failure is when it began, however often it was met again.
   W3  Events that were applied, and those of an earlier epoch, are skipped and counted.
+  W4  `alive_s` moves on with each event, look and try: who is stuck in a call shows (the daemon's watchdog).
+  W5  The log's end is compared with what is applied: shorter is a lost end, the same length with another digest is
+      another history; but a log that isn't there at all is away (receiver/log_access), not short.
 """
 
 from __future__ import annotations
@@ -25,8 +29,10 @@ from uuid import UUID
 
 from receiver.access import Access, PoolAccess
 from receiver.apply import Applier, ApplySettings
-from receiver.errors import ReplicaConflictError
+from receiver.attest import Attester
+from receiver.errors import ANEW, ReplicaConflictError
 from receiver.facts import Activity, Progress, complete_to_ns
+from receiver.registering import Registrar
 from replicator.errors import (
     ConflictError,
     DamageError,
@@ -35,13 +41,13 @@ from replicator.errors import (
     ReplicatorError,
     UnavailableError,
 )
-from replicator.events.bodies import TimelineStarted
+from replicator.events.bodies import TimelineStarted, VolumeAttested
 from replicator.events.chain import ChainChecker, Verdict
 from replicator.events.codec import Event
-from replicator.events.state import StreamState
-from replicator.events.stream_errors import StreamConflictError
+from replicator.events.state import Life, StreamState
+from replicator.events.stream_errors import OtherHistoryError, StreamConflictError
 from replicator.history.protection import Failure
-from replicator.log.errors import TrimmedError
+from replicator.log.errors import LostEndError, TrimmedError
 from replicator.log.interface import Log, StreamReader, Waiter
 
 IDLE_S = 2.0
@@ -60,7 +66,10 @@ _PASSING = (UnavailableError, ConflictError)  # a ConflictError that isn't for a
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """What a follower stands on; tests pass their own clock, patience and chance."""
+    """What a follower stands on; tests pass their own clock, patience and chance.
+
+    `name`: register beside the log under it (None: don't). `require_log` raises UnavailableError where the log isn't.
+    """
 
     pools: PoolAccess
     log: Log
@@ -70,6 +79,9 @@ class World:
     stopping: Callable[[], bool]
     settings: ApplySettings = field(default_factory=ApplySettings)
     report: Callable[[str, UUID, ReplicatorError], None] = field(default=lambda *_: None)
+    name: str | None = None
+    attester: Attester | None = None
+    require_log: Callable[[], None] = field(default=lambda: None)
 
 
 def retry_delay_s(attempt: int, chance: float) -> float:
@@ -87,6 +99,11 @@ class Follower:
         self._attempts = 0
         self._looked_s = float("-inf")
         self._tail_seen: tuple[int, int] | None = None
+        self._registrar = None
+        if world.name is not None:
+            self._registrar = Registrar(world.log, world.name, world.clock_ns, world.waiter.monotonic)
+        self._receiver: UUID | None = None
+        self.alive_s = world.waiter.monotonic()
 
     @property
     def progress(self) -> Progress:
@@ -102,7 +119,9 @@ class Follower:
             except ReplicatorError as error:
                 delay_s = self._met(error)
                 self._world.report(self.progress.activity, self.volume, error)
+                self._beat()
                 self._world.waiter.wait(delay_s)
+                self._beat()
 
     def follow(self, idle_s: float | None) -> None:
         """One pass: until a stop is asked for, or (None) to the log's present end. Raises what is wrong."""
@@ -112,41 +131,58 @@ class Follower:
         except UnavailableError:
             self._world.pools.drop_if_gone(access)
             raise
+        except DamageError:
+            self._world.require_log()
+            raise
+        except StreamConflictError as error:
+            error.mend = error.mend or ANEW
+            raise
 
     def _pass(self, access: Access, idle_s: float | None) -> None:
         applier = Applier(access.pool, access.disks, self.volume, access.dev_ids, self._world.settings)
         checker = ChainChecker(applier.state)
+        self._tell_applied(applier)
+        if self._registrar is not None:
+            self._receiver = access.pool.view().pool.uuid
         try:
             while True:
                 reader = self._world.log.reader(self.volume, checker.state.timeline)
                 self._look(reader, applier, checker)
                 for event in self._events(reader, checker.state, idle_s):
-                    self._take(applier, checker, event)
+                    self._take(access, applier, checker, event)
                     if self._world.stopping():
                         return
                     self._look(reader, applier, checker, every_s=LOOK_S)
                 self._look(reader, applier, checker)
-                if self._next_timeline(applier, checker):
+                if self._next_timeline(access, applier, checker):
                     continue
                 self._fine()
+                self._register(applier)
                 if idle_s is None or self._world.stopping():
                     return
         finally:
             applier.close()
+            if idle_s is None or self._world.stopping():
+                self._register(applier, at_once=True)
 
     def _events(self, reader: StreamReader, state: StreamState, idle_s: float | None) -> Iterator[Event]:
         if idle_s is None:
             return reader.read(state.sequence + 1)
         return reader.follow(state.sequence + 1, self._world.waiter, idle_s)
 
-    def _take(self, applier: Applier, checker: ChainChecker, event: Event) -> None:
-        if checker.accept(event) is Verdict.APPLY:
-            before = applier.position
-            applier.apply(event, checker.state)
-            if applier.position is not before:
-                self._fine()
+    def _take(self, access: Access, applier: Applier, checker: ChainChecker, event: Event) -> None:
+        self._beat()
+        if checker.accept(event) is not Verdict.APPLY:
+            return
+        before = applier.position
+        applier.apply(event, checker.state)
+        if applier.position is not before:
+            self._fine()
+            self._register(applier)
+        if isinstance(event.body, VolumeAttested) and self._world.attester is not None:
+            self._world.attester.take(access, self.volume, applier.name, event.body)
 
-    def _next_timeline(self, applier: Applier, checker: ChainChecker) -> bool:
+    def _next_timeline(self, access: Access, applier: Applier, checker: ChainChecker) -> bool:
         """Go on to the timeline that forks at what we have; False where there is none (yet)."""
         state, log = checker.state, self._world.log
         for timeline in log.timelines(self.volume):
@@ -156,7 +192,7 @@ class Follower:
             parent = first.body.parent if isinstance(first.body, TimelineStarted) else None
             if parent and parent.timeline == state.timeline and parent.number > state.number:
                 return False  # it forks ahead of us: the transactions up to there come first
-            self._take(applier, checker, first)
+            self._take(access, applier, checker, first)
             return True
         return False
 
@@ -170,24 +206,43 @@ class Follower:
         if every_s is not None and now_s - self._looked_s < every_s:
             return
         self._looked_s = now_s
-        tail, state, position = reader.tail(), applier.state, applier.position
-        number = position.number if position else 0
+        self._beat()
+        applier.refresh()
+        tail, state = reader.tail(), applier.state
+        _require_ours(tail, state)
+        number, newest_ns = self._tell_applied(applier)
         ahead = max(0, (tail.committed.number if tail.committed else 0) - number)
-        newest_ns = position.timestamp_ns if position and position.number else None
         if self.progress.failure is None:
             self._set(activity=Activity.APPLYING if state.open else Activity.FOLLOWING)
+        oldest_ns = self._oldest_waiting(ahead, number, state)
+        self._set(waiting_count=ahead, oldest_waiting_ns=oldest_ns, skipped=checker.skipped)
+        self._read_beacon(state, newest_ns)
+
+    def _tell_applied(self, applier: Applier) -> tuple[int, int | None]:
+        """What the pool has; the number of the newest transaction, and its timestamp."""
+        state, position = applier.state, applier.position
+        number = position.number if position else 0
+        newest_ns = position.timestamp_ns if position and position.number else None
         self._set(
-            name=applier.name,
+            name=applier.name if position else self.progress.name,
             timeline=state.timeline,
             number=number,
             newest_ns=newest_ns,
             size_bytes=state.size_bytes,
-            waiting_count=ahead,
-            oldest_waiting_ns=self._oldest_waiting(ahead, number, state),
             staged_chunks=state.open.counts.chunks if state.open else 0,
-            skipped=checker.skipped,
+            deleted=state.life is Life.DELETED,
         )
-        self._read_beacon(state, newest_ns)
+        return number, newest_ns
+
+    def _register(self, applier: Applier, *, at_once: bool = False) -> None:
+        """Renew what this receiver says of the volume beside the log, if it is due."""
+        if self._registrar is not None and self._receiver is not None:
+            self._registrar.renew(self._receiver, applier.position, at_once=at_once)
+            self._set(registered=self._registrar.registered)
+
+    def _beat(self) -> None:
+        """W4."""
+        self.alive_s = self._world.waiter.monotonic()
 
     def _read_beacon(self, state: StreamState, newest_ns: int | None) -> None:
         try:
@@ -234,3 +289,15 @@ class Follower:
     def _set(self, **changes: object) -> None:
         with self._turn:
             self._progress = replace(self._progress, **changes)  # type: ignore[arg-type]  # fields by name
+
+
+def _require_ours(tail: StreamState, state: StreamState) -> None:
+    """W5."""
+    if tail.timeline != state.timeline or not state.sequence:
+        return
+    if tail.sequence < state.sequence:
+        raise LostEndError(state.volume, state.timeline, state.sequence + 1, tail.sequence)
+    if tail.sequence == state.sequence and tail.digest != state.digest:
+        raise OtherHistoryError(
+            state, f"the log's event {tail.sequence} is {tail.digest.hex()}, the one applied here {state.digest.hex()}"
+        )

@@ -17,7 +17,8 @@ from replicator.events.bodies import TransactionCommitted
 from replicator.events.state import OpenTransaction, StreamState, encode_state
 from replicator.history.names import LABELS_LIMIT, check_label
 from replicator.history.points import Consistency
-from replicator.pool.catalogue_schema import LoggedPoint, Position, Purpose, Role, Snapshot, Volume
+from replicator.pool.catalogue_schema import LoggedGroup, LoggedPoint, Position, Purpose, Role, Snapshot, Volume
+from replicator.pool.changes import Put
 
 
 def position_row(state: StreamState, committed_ns: int) -> Position:
@@ -50,6 +51,13 @@ def logged_point(state: StreamState, opened: OpenTransaction, body: TransactionC
         labels=storable(body.labels),
         digest=state.committed.digest,
     )
+
+
+def logged_group(body: TransactionCommitted) -> tuple[Put, ...]:
+    """The cut of the group that the transaction belongs to; each member's commit says the same of it."""
+    if body.group is None:
+        return ()
+    return (Put(LoggedGroup(body.group.group, body.group.number, body.group.members, storable(body.labels))),)
 
 
 def point_snapshot(dev_id: int, point: LoggedPoint) -> Snapshot:

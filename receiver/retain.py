@@ -12,6 +12,7 @@ Invariants
   R1  What history/retention lets stay is never hidden; what is leased is never deleted (the pool refuses it).
   R2  A round hides and deletes at most ROUND_POINTS points, the densest first.
   R3  Staging snapshots aren't points: their follower ends them.
+  R4  Rows are changed by compare-and-swap: a label that is given meanwhile is kept, and keeps its point.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from receiver.apply import metadata_used
+from receiver.replica import metadata_used
 from replicator.errors import ConflictError
 from replicator.history.points import RestorePoint
 from replicator.history.retention import RetentionPolicy, to_retire
@@ -27,6 +28,7 @@ from replicator.pool.catalogue_schema import Purpose, Snapshot
 from replicator.pool.changes import End, Put
 from replicator.pool.interface import Pool, Switch
 from replicator.pool.view import CatalogueView
+from replicator.pool.volumes import switched
 
 ROUND_POINTS = 32
 """Each delete walks a mapping tree, beside which the followers' commits have to wait."""
@@ -55,9 +57,7 @@ class Retainer:
         """Hide what is due, and delete what is hidden."""
         self._in_use = {dev_id: rounds - 1 for dev_id, rounds in self._in_use.items() if rounds > 1}
         used = metadata_used(pool.status())
-        due = self._due(pool.view(), used)[:ROUND_POINTS]
-        if due:
-            pool.switch(Switch(changes=tuple(Put(replace(each, hidden=True)) for each in due)))
+        due = self._hide(pool, used)
         deleted, in_use = [], []
         for snapshot in _hidden(pool.view())[:ROUND_POINTS]:
             if self._delete(pool, snapshot):
@@ -65,6 +65,15 @@ class Retainer:
             else:
                 in_use.append(snapshot.dev_id)
         return Round(tuple(each.dev_id for each in due), tuple(deleted), tuple(in_use), used)
+
+    def _hide(self, pool: Pool, used: float) -> list[Snapshot]:
+        """Hide what is due (R4); what was."""
+
+        def plan(view: CatalogueView) -> tuple[Switch, list[Snapshot]]:
+            due = self._due(view, used)[:ROUND_POINTS]
+            return Switch(changes=tuple(Put(replace(each, hidden=True)) for each in due)), due
+
+        return switched(pool, plan) if self._due(pool.view(), used) else []
 
     def _due(self, view: CatalogueView, used: float) -> list[Snapshot]:
         """The snapshots that retire now, densest first."""
@@ -86,9 +95,14 @@ class Retainer:
         except ConflictError:
             self._in_use[snapshot.dev_id] = _LEFT_ALONE_ROUNDS
             if not _is_left_head(pool.view(), snapshot):
-                pool.switch(Switch(changes=(Put(replace(snapshot, hidden=False)),)))
+                switched(pool, lambda view: (_shown(view, snapshot.dev_id), None))
             return False
         return True
+
+
+def _shown(view: CatalogueView, dev_id: int) -> Switch:
+    """Show it again, with whatever its row says now (R4)."""
+    return Switch(changes=(Put(replace(view.snapshot(dev_id), hidden=False)),))
 
 
 def _hidden(view: CatalogueView) -> list[Snapshot]:

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import replace
 from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any
@@ -25,19 +26,21 @@ import click
 from receiver.config import ReceiverConfig
 from receiver.daemon import SOCKET_NAME, Receiver, Surroundings
 from receiver.errors import VerifyError
-from receiver.patience import StopWaiter
+from receiver.registering import forget_receiver
 from receiver.verification import document, remember, verify_points, wanted_points
 from replicator.errors import ConflictError, NotFoundError, UnavailableError
 from replicator.exporter.journal import Journal
 from replicator.exporter.signals import stopped_by_signals
-from replicator.exporter.supervise import connect
-from replicator.log.opening import open_log
+from replicator.exporter.supervise import connect, end_started_by
+from replicator.log.interface import Registration
+from replicator.log.opening import is_log, log_url, open_log
 from replicator.pool.daemons import ANSWER_S, ask
 from replicator.pool.interface import Pool
 from replicator.pool.opening import open_pool, require_pool
 from replicator.pool.reading import read_pool
-from replicator.pool.remote import RemotePool
 from replicator.pool.sockets import connect as connect_socket
+from replicator.repository.patience import StopWaiter
+from replicator.repository.remembered import LOG_SETTING
 
 OURS = "receiver"
 _STEP_S = 0.05
@@ -52,6 +55,7 @@ def local_zone() -> tzinfo:
 
 def run_receiver(config: ReceiverConfig) -> None:
     """Run until SIGTERM, SIGINT, or `receiver stop`."""
+    config = placed(config)
     require_pool(config.pool)
     around = _around(config, lambda: connect(config.pool, started_by=OURS, group=config.socket_group))
     with stopped_by_signals(around.waiter.stop):
@@ -60,6 +64,7 @@ def run_receiver(config: ReceiverConfig) -> None:
 
 def catch_up(config: ReceiverConfig) -> list[dict[str, Any]]:
     """Apply what the log has now; the volumes' lines of the status afterwards."""
+    config = placed(config)
     require_pool(config.pool)
     if is_running(config.pool):
         raise ConflictError(
@@ -68,6 +73,27 @@ def catch_up(config: ReceiverConfig) -> list[dict[str, Any]]:
     around = _around(config, lambda: open_pool(config.pool, role=OURS))
     with stopped_by_signals(around.waiter.stop):
         return Receiver(config, around).catch_up()
+
+
+def placed(config: ReceiverConfig) -> ReceiverConfig:
+    """With paths that read alike from any folder: what status and journal show."""
+    return replace(config, pool=config.pool.absolute(), log=log_url(config.log))
+
+
+def forget(path: str, volume: str, receiver: str) -> tuple[str, Registration]:
+    """Strike a receiver off in a log, or in the log that a pool remembers; the log, and what it said last."""
+    url = path if is_log(path) else _log_of(Path(path))
+    with closing(open_log(url)) as log:
+        return url, forget_receiver(log, volume, receiver)
+
+
+def _log_of(pool: Path) -> str:
+    require_pool(pool)
+    with read_pool(pool) as reader:
+        url = reader.view().setting(LOG_SETTING)
+    if not url:
+        raise NotFoundError(f"{pool} has neither published to a log nor followed one", mend="name the log itself")
+    return url
 
 
 def _around(config: ReceiverConfig, connect_pool: Callable[[], Pool]) -> Surroundings:
@@ -79,14 +105,8 @@ def _around(config: ReceiverConfig, connect_pool: Callable[[], Pool]) -> Surroun
         chance=random.Random().random,
         journal=Journal(sys.stderr, time.time_ns),
         zone=local_zone(),
-        end_owner=end_ours,
+        end_owner=lambda pool: end_started_by(pool, OURS),
     )
-
-
-def end_ours(pool: Pool) -> None:
-    """Stop the exporter behind `pool`, if a receiver started it."""
-    if isinstance(pool, RemotePool) and pool.owner.started_by == OURS:
-        pool.stop()
 
 
 def is_running(pool: Path) -> bool:

@@ -7,14 +7,16 @@ mends it. Pure: the daemon gathers the facts, `now_ns` comes from its clock.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import tzinfo
 from typing import Any
 
+from receiver.errors import DriftError
 from receiver.facts import Patience, Progress, replica_facts
+from receiver.remember import Drift
 from receiver.retain import Round
 from replicator.history.points import NS_PER_S, format_instant
-from replicator.history.protection import Severity, Verdict, judge_replica, overall, worst_first
+from replicator.history.protection import Failure, Severity, Verdict, judge_replica, overall, worst_first
 from replicator.history.retention import RetentionPolicy
 from replicator.units import format_duration
 
@@ -33,13 +35,15 @@ class Standing:
     patience: Patience
     policy: RetentionPolicy
     verified: Mapping[str, tuple[int, int]]
+    drifts: Mapping[str, Drift] = field(default_factory=dict)
+    name: str | None = None
     last_round: Round | None = None
     troubles: tuple[str, ...] = ()
 
 
 def report(progresses: Sequence[Progress], standing: Standing, now_ns: int, zone: tzinfo) -> dict[str, Any]:
     """The document that `receiver status --json` prints, and `replicator status` shows."""
-    judged = [(each, judge_replica(replica_facts(each, standing.patience, now_ns), now_ns)) for each in progresses]
+    judged = [(each, _judged(each, standing, now_ns)) for each in progresses]
     order = {id(verdict): place for place, verdict in enumerate(worst_first(verdict for _, verdict in judged))}
     judged.sort(key=lambda pair: order[id(pair[1])])
     severity = overall([verdict for _, verdict in judged])
@@ -52,6 +56,7 @@ def report(progresses: Sequence[Progress], standing: Standing, now_ns: int, zone
         "exporter_pid": standing.exporter_pid,
         "pool": standing.pool,
         "log": standing.log,
+        "name": standing.name,
         "started_ns": standing.started_ns,
         "now_ns": now_ns,
         "severity": int(severity),
@@ -60,6 +65,15 @@ def report(progresses: Sequence[Progress], standing: Standing, now_ns: int, zone
         "metadata_used": standing.last_round.metadata_used if standing.last_round else None,
         "notes": _notes(standing),
     }
+
+
+def _judged(progress: Progress, standing: Standing, now_ns: int) -> Verdict:
+    found = standing.drifts.get(str(progress.volume))
+    drift = None
+    if found is not None:
+        error = DriftError(progress.name, found.number, found.span_chunks, found.spans, found.count)
+        drift = Failure(found.found_ns, error.message, error.mend)
+    return judge_replica(replica_facts(progress, standing.patience, now_ns, drift), now_ns)
 
 
 def _headline(verdicts: list[Verdict], standing: Standing, now_ns: int, zone: tzinfo) -> str:
@@ -95,6 +109,10 @@ def _volume(progress: Progress, verdict: Verdict, standing: Standing, now_ns: in
         "size_bytes": progress.size_bytes,
         "staged_chunks": progress.staged_chunks,
         "skipped": asdict(progress.skipped),
+        "deleted": progress.deleted,
+        "registered_number": progress.registered.number if progress.registered.at_ns else None,
+        "registered_ns": progress.registered.at_ns,
+        "registration_problem": progress.registered.problem,
         "verified_number": verified[0] if verified else None,
         "verified_ns": verified[1] if verified else None,
         "error": progress.failure.reason if progress.failure else None,
@@ -123,7 +141,11 @@ def lines_of(document: Mapping[str, Any], zone: tzinfo) -> list[str]:
             age = format_duration(each["newest_age_s"])
             complete = format_instant(each["complete_to_ns"], zone) if each["complete_to_ns"] else "unknown"
             lines.append(f"    {newest}, {age} old; complete to {complete}")
-        lines.append(f"    {_verified_text(each, zone)}; {each['activity']}")
+        skipped = each["skipped"]
+        counted = f"; skipped {skipped['stale']} of an earlier epoch" if skipped["stale"] else ""
+        lines.append(f"    {_verified_text(each, zone)}; {each['activity']}{counted}")
+        if each["registration_problem"]:
+            lines.append(f"    not registered beside the log: {each['registration_problem']}")
         if each["mend"]:
             lines.append(f"    mend: {each['mend']}")
     return [*lines, *(f"  note: {note}" for note in document["notes"])]

@@ -1,4 +1,4 @@
-"""`replicator log`: what a log holds: list its volumes, show a volume's events, verify every byte.
+"""`replicator log`: what a log holds: list its volumes, show a volume's events, verify every byte; archive, serve.
 
 Over log/opening and repository/verify.
 """
@@ -9,23 +9,28 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from replicator.cli.show import json_option, print_json, print_table, size_text
+from replicator.cli.log_archive import archive_log
+from replicator.cli.log_serve import serve_log
+from replicator.cli.show import json_option, print_json, print_json_array, print_table, size_text
 from replicator.errors import DamageError, FormatError
 
 if TYPE_CHECKING:
-    from replicator.events.codec import Event
     from replicator.log.interface import Log
     from replicator.repository.verify import Verified
 
 
 @click.group()
 def log() -> None:
-    """List, show and verify what a log holds.
+    """List, show and verify what a log holds; copy it into another one; serve it.
 
     \b
     replicator log list /mnt/log
     replicator log verify /mnt/log
     """
+
+
+log.add_command(serve_log)
+log.add_command(archive_log)
 
 
 @log.command("list")
@@ -56,10 +61,11 @@ def list_log(url: str, as_json: bool) -> None:
             d["number"],
             d["sequence"],
             d["alive_at"] or "",
+            ", ".join(f"{each['name']}@{each['number']}" for each in d["receivers"]),
         )
         for d in documents
     ]
-    print_table(("VOLUME", "HOST", "SIZE", "TIMELINE", "POINT", "EVENTS", "ALIVE AT"), rows)
+    print_table(("VOLUME", "HOST", "SIZE", "TIMELINE", "POINT", "EVENTS", "ALIVE AT", "RECEIVERS"), rows)
 
 
 def _volume_document(opened: Log, entry: Any) -> dict[str, Any]:
@@ -85,6 +91,10 @@ def _volume_document(opened: Log, entry: Any) -> dict[str, Any]:
         "deleted": state.life is Life.DELETED,
         "timestamp": _iso(state.timestamp_ns),
         "alive_at": _iso(beacon.alive_at_ns) if beacon else None,
+        "receivers": [
+            {"name": each.name, "uuid": str(each.receiver), "number": each.number, "at": _iso(each.at_ns)}
+            for each in opened.registrations(entry.volume)
+        ],
     }
 
 
@@ -107,6 +117,7 @@ def show_log(url: str, volume: str, timeline: int | None, begin: int, as_json: b
     replicator log show /mnt/log vm1
     replicator log show /mnt/log vm1 --from 1000 --json
     """
+    from replicator.cli.log_events import event_document, event_text
     from replicator.log.opening import open_log
     from replicator.repository.source import Source
 
@@ -117,70 +128,11 @@ def show_log(url: str, volume: str, timeline: int | None, begin: int, as_json: b
         reader = source.log.reader(found.uuid, number)
         events = reader.read(max(begin, reader.start().sequence + 1))
         if as_json:
-            print_json([_event_document(event) for event in events])
+            print_json_array(map(event_document, events))
             return
         for event in events:
             header = event.header
-            click.echo(f"{number}:{header.sequence:<8} {type(event.body).__name__:<21} {_event_text(event)}")
-
-
-def _event_document(event: Event) -> dict[str, Any]:
-    header = event.header
-    return {
-        "sequence": header.sequence,
-        "type": type(event.body).__name__,
-        "timeline": header.timeline,
-        "epoch": header.epoch,
-        "number": header.number,
-        "bytes": len(event.encoded),
-        "digest": event.digest.hex(),
-        "body": _body_facts(event),
-    }
-
-
-def _body_facts(event: Event) -> dict[str, Any]:
-    """What an event says; of chunks how many, and which."""
-    from dataclasses import fields, is_dataclass
-
-    from replicator.events.chunks import ChunksDiscarded, ChunksWritten, ChunksZeroed
-
-    body = event.body
-    if isinstance(body, ChunksWritten):
-        counts = body.counts
-        return {
-            "chunks": body.chunk_count,
-            "pages": counts.written_pages,
-            "stored_bytes": counts.stored_bytes,
-            "first": body.first_chunk,
-            "end": body.end_chunk,
-        }
-    if isinstance(body, ChunksDiscarded | ChunksZeroed):
-        return {"chunks": body.chunk_count, "runs": len(body.table), "first": body.first_chunk, "end": body.end_chunk}
-    assert is_dataclass(body)
-    return {each.name: _plain(getattr(body, each.name)) for each in fields(body)}
-
-
-def _plain(value: Any) -> Any:
-    from dataclasses import asdict, is_dataclass
-    from enum import Enum
-
-    if isinstance(value, Enum):
-        return value.name.lower()
-    if isinstance(value, bytes):
-        return value.hex()
-    if is_dataclass(value) and not isinstance(value, type):
-        return {name: _plain(each) for name, each in asdict(value).items()}
-    return value
-
-
-def _event_text(event: Event) -> str:
-    shown = []
-    for name, value in _body_facts(event).items():
-        if name.endswith("timestamp_ns") and isinstance(value, int):
-            shown.append(_iso(value))
-        elif value not in (None, (), [], ""):
-            shown.append(f"{name} {value}")
-    return ", ".join(shown)
+            click.echo(f"{number}:{header.sequence:<8} {type(event.body).__name__:<21} {event_text(event)}")
 
 
 @log.command("verify")
@@ -220,6 +172,7 @@ def _verified_document(name: str, verified: Verified) -> dict[str, Any]:
         "parts": verified.part_count,
         "transactions": verified.transaction_count,
         "stored_bytes": verified.stored_bytes,
+        "skipped": verified.skipped_count,
         "findings": [
             {"timeline": each.timeline, "sequence": each.sequence, "message": each.message}
             for each in verified.findings

@@ -3,7 +3,9 @@
 Over repository/source, which reads both. A cut or a label goes through the running agent where there is one.
 
 JSON of a point: {"volume", "uuid", "number", "timeline", "timestamp", "timestamp_ns", "consistency", "labels",
-"materialised", "size_bytes", "digest", "held"}; `timestamp` is ISO 8601, universal.
+"materialised", "size_bytes", "digest", "held", "group"}; `timestamp` is ISO 8601, universal. `group` is null, or the
+cut of several volumes that it belongs to: {"uuid", "number", "whole", "labels", "members": [{"volume", "uuid",
+"number", "there"}]}.
 """
 
 from __future__ import annotations
@@ -14,15 +16,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from replicator.cli.places import POOL
-from replicator.cli.show import json_option, local_zone, print_facts, print_json, print_table, size_text
+from replicator.cli.show import DURATION, json_option, local_zone, print_facts, print_json, print_table, size_text
 from replicator.errors import ConflictError, NotFoundError, UnavailableError, UsageError
 
 if TYPE_CHECKING:
     from datetime import tzinfo
 
+    from replicator.history.groups import GroupPoint
     from replicator.history.points import RestorePoint
     from replicator.history.resolve import NamedVolume
-    from replicator.repository.source import Offer
+    from replicator.repository.source import Offer, Source
 
 SHOWN = 60
 """Points that people see at the end of a list, besides those that are labelled or materialised."""
@@ -63,37 +66,51 @@ def list_points(source: str, volume: str | None, everything: bool, since: str | 
     with open_source(source) as opened:
         volumes = [opened.volume(volume)] if volume else opened.volumes()
         offers = [opened.offer(each) for each in volumes]
-    if as_json:
-        print_json([point_document(o.volume, p) for o in offers for p in o.points if p.timestamp_ns >= since_ns])
-        return
-    for offer in offers:
-        _print_offer(offer, since_ns, everything, zone)
+        if as_json:
+            _print_points(opened, offers, since_ns)
+        else:
+            _print_offers(opened, offers, since_ns, everything, zone)
 
 
-def _print_offer(offer: Offer, since_ns: int, everything: bool, zone: tzinfo) -> None:
+def _print_points(source: Source, offers: list[Offer], since_ns: int) -> None:
+    found = [(offer, each) for offer in offers for each in offer.points if each.timestamp_ns >= since_ns]
+    print_json([point_document(offer.volume, each, source.group_of(offer, each)) for offer, each in found])
+
+
+def _print_offers(source: Source, offers: list[Offer], since_ns: int, everything: bool, zone: tzinfo) -> None:
+    """One table of all volumes, and what is to be said of each behind it."""
     from replicator.history.points import format_instant
 
-    found = [each for each in offer.points if each.timestamp_ns >= since_ns]
-    last = {id(each) for each in found[-SHOWN:]}
-    shown = [each for each in found if everything or each.labels or each.materialised or id(each) in last]
-    rows = [
-        (
-            offer.volume.name,
-            f"{each.timeline}:{each.number}" if each.timeline > 1 else str(each.number),
-            format_instant(each.timestamp_ns, zone),
-            each.consistency.value,
-            "snapshot" if each.materialised else "log",
-            ", ".join(each.labels),
-        )
-        for each in shown
-    ]
-    print_table(("VOLUME", "POINT", "OF", "CONSISTENCY", "FROM", "LABELS"), rows)
-    if len(shown) < len(found):
-        click.echo(f"{len(found) - len(shown)} more: --all shows them")
-    if offer.complete_to_ns is not None:
-        click.echo(f"{offer.volume.name} is complete to {format_instant(offer.complete_to_ns, zone)}")
-    if offer.problem is not None:
-        click.echo(f"only snapshots are listed: {offer.problem.message}", err=True)
+    rows, said = [], []
+    for offer in offers:
+        found = [each for each in offer.points if each.timestamp_ns >= since_ns]
+        last = {id(each) for each in found[-SHOWN:]}
+        shown = [each for each in found if everything or each.labels or each.materialised or id(each) in last]
+        rows += [(offer.volume.name, *_cells(each, source.group_of(offer, each), zone)) for each in shown]
+        if len(shown) < len(found):
+            said.append(f"{offer.volume.name}: {len(found) - len(shown)} more: --all shows them")
+        if offer.complete_to_ns is not None:
+            said.append(f"{offer.volume.name} is complete to {format_instant(offer.complete_to_ns, zone)}")
+    header = ("VOLUME", "POINT", "OF", "CONSISTENCY", "FROM", "LABELS", "GROUP")
+    grouped = any(row[-1] for row in rows)
+    print_table(header if grouped else header[:-1], rows if grouped else [row[:-1] for row in rows])
+    for line in said:
+        click.echo(line)
+    for problem in dict.fromkeys(offer.problem.message for offer in offers if offer.problem is not None):
+        click.echo(f"only snapshots are listed: {problem}", err=True)
+
+
+def _cells(point: RestorePoint, group: GroupPoint | None, zone: tzinfo) -> tuple[str, ...]:
+    from replicator.history.points import format_instant
+
+    return (
+        f"{point.timeline}:{point.number}" if point.timeline > 1 else str(point.number),
+        format_instant(point.timestamp_ns, zone),
+        point.consistency.value,
+        "snapshot" if point.materialised else "log",
+        ", ".join(point.labels),
+        "" if group is None else group.describe(),
+    )
 
 
 @points.command("show")
@@ -118,9 +135,10 @@ def show_point(source: str, point: str, accept_gap: bool, as_json: bool) -> None
     with open_source(source) as opened:
         found = opened.open_point(point, now_ns=time.time_ns(), accept_gap=accept_gap, zone=zone)
         with found.disk as disk:
+            group = opened.group_of(opened.offer(found.volume), found.point)
             document = {
-                **point_document(found.volume, found.point),
-                "complete_to": found.complete_to_ns,
+                **point_document(found.volume, found.point, group),
+                **complete_document(found.complete_to_ns),
                 "base": str(found.plan.base.revision),
                 "transactions": disk.layers.transaction_count,
                 "log_bytes": disk.layers.stored_bytes,
@@ -129,6 +147,7 @@ def show_point(source: str, point: str, accept_gap: bool, as_json: bool) -> None
         print_json(document)
         return
     each = found.point
+    told = {} if group is None else {"group": group.describe()}
     print_facts(
         {
             "volume": f"{found.volume.name} ({found.volume.uuid})",
@@ -142,6 +161,7 @@ def show_point(source: str, point: str, accept_gap: bool, as_json: bool) -> None
             if each.materialised
             else f"@{document['base']} and {document['transactions']}"
             f" transactions of the log ({size_text(int(document['log_bytes']))})",
+            **told,
         }
     )
 
@@ -150,9 +170,10 @@ def show_point(source: str, point: str, accept_gap: bool, as_json: bool) -> None
 @click.argument("pool", type=POOL)
 @click.argument("volume")
 @click.option("--label", required=True, help="Its label.")
-@click.option("--wait", is_flag=True, help="Wait until it is in the log.")
+@click.option("--wait", is_flag=True, help="Wait until every registered receiver has it.")
+@click.option("--timeout", type=DURATION, default="5m", help="How long to wait for them (5m).")
 @json_option
-def create_point(pool: Path, volume: str, label: str, wait: bool, as_json: bool) -> None:
+def create_point(pool: Path, volume: str, label: str, wait: bool, timeout: float, as_json: bool) -> None:
     """A cut now, with a label, published by the agent: by the one that runs, or by the next run.
 
     \b
@@ -167,12 +188,42 @@ def create_point(pool: Path, volume: str, label: str, wait: bool, as_json: bool)
             mend = "start one: replicator agent run; or leave --wait out: the next agent publishes the cut"
             raise ConflictError("no agent runs on this pool: nobody would publish the cut", mend=mend)
         answer = _cut_here(pool, volume, label)
+    if wait:
+        answer["receivers"] = _await_receivers(pool, answer, timeout)
     if as_json:
         print_json(answer)
     elif answer["published"]:
-        click.echo(f"point {answer['number']} of {answer['volume']}, labelled {label!r}, is in the log")
+        click.echo(
+            f"point {answer['number']} of {answer['volume']}, labelled {label!r}, is in the log{_had_by(answer)}"
+        )
     else:
         click.echo(f"{answer['volume']} was cut, labelled {label!r}; no agent runs: the next one publishes it")
+
+
+def _await_receivers(pool: Path, answer: dict[str, Any], timeout_s: float) -> list[str]:
+    """Wait for the receivers that are registered beside the pool's log; their names."""
+    from contextlib import closing
+
+    from replicator.log.opening import open_log
+    from replicator.pool.reading import read_pool
+    from replicator.repository.patience import StopWaiter
+    from replicator.repository.receipts import await_receivers
+    from replicator.repository.remembered import LOG_SETTING
+
+    with read_pool(pool) as reader:
+        view = reader.view()
+    url, uuid = view.setting(LOG_SETTING), view.volume(answer["volume"]).uuid
+    with closing(open_log(url)) as log:
+        had = await_receivers(log, uuid, answer["timeline"], answer["number"], StopWaiter(), timeout_s)
+    return [each.name for each in had]
+
+
+def _had_by(answer: dict[str, Any]) -> str:
+    """What is to be said of the receivers, where they were waited for."""
+    if "receivers" not in answer:
+        return ""
+    names = ", ".join(answer["receivers"])
+    return f", and at {names}" if names else "; no receiver is registered there"
 
 
 def _ask_agent(pool: Path, volume: str, label: str) -> dict[str, Any] | None:
@@ -188,7 +239,8 @@ def _ask_agent(pool: Path, volume: str, label: str) -> dict[str, Any] | None:
     made = [each for each in answer.get("points", ()) if isinstance(each, dict)]
     if not made:
         raise NotFoundError("the agent made no point of it", mend="replicator agent status says why")
-    return {**made[0], "label": label, "published": True}
+    own = [each for each in made if volume in (each.get("volume"), each.get("uuid"))]
+    return {**(own or made)[0], "label": label, "published": True}
 
 
 def _cut_here(pool: Path, volume: str, label: str) -> dict[str, Any]:
@@ -212,7 +264,7 @@ def _cut_here(pool: Path, volume: str, label: str) -> dict[str, Any]:
 @click.argument("label")
 @json_option
 def label_point(pool: Path, point: str, label: str, as_json: bool) -> None:
-    """Label a point that a replica's pool remembers; its source labels points as they are cut.
+    """Label a point: one that a replica's pool remembers there alone, one of a source's through its agent, in the log.
 
     \b
     replicator points label /srv/replica vm1@1041 friday
@@ -222,6 +274,7 @@ def label_point(pool: Path, point: str, label: str, as_json: bool) -> None:
 
     from replicator.history.names import check_label
     from replicator.history.points import parse_specification
+    from replicator.pool.catalogue_schema import Role
     from replicator.pool.opening import open_pool
     from replicator.repository import labelling
     from replicator.repository.source import open_source
@@ -235,11 +288,15 @@ def label_point(pool: Path, point: str, label: str, as_json: bool) -> None:
         taken = [each for each in offer.points if label in each.labels and each != found]
         if taken:
             raise ConflictError(f"{label!r} is the label of {taken[0].describe(zone)}", mend="choose another label")
-    opened = open_pool(pool)
-    try:
-        labelling.label_point(opened, found, label)
-    finally:
-        opened.close()
+        is_source = source.pool.view().position(offer.volume.uuid, Role.PUBLISHED) is not None
+    if is_source:
+        _label_in_log(pool, offer.volume, found, label)
+    else:
+        opened = open_pool(pool)
+        try:
+            labelling.label_point(opened, found, label)
+        finally:
+            opened.close()
     labelled = replace(found, labels=tuple(dict.fromkeys((*found.labels, label))))
     if as_json:
         print_json(point_document(offer.volume, labelled))
@@ -247,16 +304,53 @@ def label_point(pool: Path, point: str, label: str, as_json: bool) -> None:
         click.echo(f"{offer.volume.name} {labelled.describe(zone)}")
 
 
-def point_document(volume: NamedVolume, point: RestorePoint) -> dict[str, Any]:
-    """The JSON of a point; see the module."""
+def group_document(group: GroupPoint | None) -> dict[str, Any] | None:
+    """The JSON of a group's cut; see the module."""
+    if group is None:
+        return None
+    return {
+        "uuid": str(group.group),
+        "number": group.number,
+        "whole": group.is_whole,
+        "labels": list(group.labels),
+        "members": [
+            {"volume": each.name, "uuid": str(each.volume), "number": each.number, "there": each.there}
+            for each in group.members
+        ],
+    }
+
+
+def complete_document(complete_to_ns: int | None) -> dict[str, Any]:
+    """Up to when the log is known to hold everything, as text and as a number."""
+    return {"complete_to": None if complete_to_ns is None else _iso(complete_to_ns), "complete_to_ns": complete_to_ns}
+
+
+def _iso(timestamp_ns: int) -> str:
     from datetime import UTC, datetime
 
+    return datetime.fromtimestamp(timestamp_ns / 1e9, UTC).isoformat()
+
+
+def _label_in_log(pool: Path, volume: NamedVolume, point: RestorePoint, label: str) -> None:
+    """Have the agent of a source's pool tell the log."""
+    from replicator.pool.daemons import ask
+
+    named = {"timeline": point.timeline, "number": point.number, "digest": point.digest.hex()}
+    try:
+        ask(pool, "agent", "label", WAIT_S, volume=str(volume.uuid), label=label, **named)
+    except UnavailableError as error:
+        mend = f"start it: replicator agent run {pool} --log LOG --listen ADDRESS"
+        raise ConflictError("a source's points are labelled by its agent, and none runs", mend=mend) from error
+
+
+def point_document(volume: NamedVolume, point: RestorePoint, group: GroupPoint | None = None) -> dict[str, Any]:
+    """The JSON of a point; see the module."""
     return {
         "volume": volume.name,
         "uuid": str(volume.uuid),
         "number": point.number,
         "timeline": point.timeline,
-        "timestamp": datetime.fromtimestamp(point.timestamp_ns / 1e9, UTC).isoformat(),
+        "timestamp": _iso(point.timestamp_ns),
         "timestamp_ns": point.timestamp_ns,
         "consistency": point.consistency.value,
         "labels": list(point.labels),
@@ -264,6 +358,7 @@ def point_document(volume: NamedVolume, point: RestorePoint) -> dict[str, Any]:
         "size_bytes": point.size_bytes,
         "digest": point.digest.hex(),
         "held": point.held,
+        "group": group_document(group),
     }
 
 

@@ -73,14 +73,14 @@ def _what(plan: RestorePlan) -> str:
 
 
 def _document(plan: RestorePlan) -> dict[str, Any]:
-    from replicator.cli.points import point_document
+    from replicator.cli.points import complete_document, point_document
 
     layers = plan.opened.disk.layers
     return {
         "volume": plan.opened.volume.name,
         "uuid": str(plan.opened.volume.uuid),
         "point": point_document(plan.opened.volume, plan.opened.point),
-        "complete_to": plan.opened.complete_to_ns,
+        **complete_document(plan.opened.complete_to_ns),
         "base": plan.base,
         "transactions": layers.transaction_count,
         "log_bytes": layers.stored_bytes,

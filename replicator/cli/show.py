@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, tzinfo
 from pathlib import Path
@@ -61,6 +61,15 @@ def print_json(document: Any) -> None:
     if isinstance(document, dict):
         document = {"schema_version": SCHEMA_VERSION, **document}
     click.echo(json.dumps(document, indent=2, default=_plain))
+
+
+def print_json_array(documents: Iterable[Any]) -> None:
+    """One array on stdout, an element at a time: a list that may be longer than memory."""
+    begin = "["
+    for document in documents:
+        click.echo(f"{begin}\n{json.dumps(document, indent=2, default=_plain)}", nl=False)
+        begin = ","
+    click.echo("\n]" if begin == "," else "[]")
 
 
 def _plain(value: Any) -> Any:

@@ -33,7 +33,6 @@ Failure raised: FormatError when built from what breaks C1 to C5.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -58,11 +57,6 @@ FRAME = np.dtype(
 )
 
 Chunks: TypeAlias = npt.NDArray[np.uint64]
-
-
-def pack_runs(runs: Iterable[tuple[int, int]]) -> bytes:
-    """`runs` of (begin, end) as they travel."""
-    return np.array(list(runs), dtype="<u8").tobytes()
 
 
 def _require_runs(runs: bytes, where: str) -> None:

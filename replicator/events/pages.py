@@ -24,11 +24,6 @@ _POPCOUNT = np.array([mask.bit_count() for mask in range(1 << PAGES_PER_CHUNK)],
 Masks = npt.NDArray[np.uint16]
 
 
-def changed_pages(base_chunk: Buffer, target_chunk: Buffer) -> int:
-    """The mask of the pages in which two chunks of 64 KiB differ."""
-    return int(changed_pages_many(base_chunk, target_chunk)[0])
-
-
 def changed_pages_many(base: Buffer, target: Buffer) -> Masks:
     """The masks of n chunks, each side one buffer of n x 64 KiB (G1, G2)."""
     assert len(base) == len(target), "base and target differ in length"

@@ -41,6 +41,8 @@ TIME_FORM = re.compile(
 def check_name(name: str) -> str:
     """`name`, or UsageError with the rule it breaks."""
     _check_text("name", name, "@/:")
+    if name in (".", ".."):
+        raise UsageError(f"{name!r} can't be a name: it is a folder everywhere else")
     if name.startswith("-"):
         raise UsageError(f"{name!r} can't be a name: it begins like an option")
     if is_uuid(name):

@@ -101,15 +101,6 @@ def plan(target: Revision, inventory: Inventory, lineage: Lineage) -> Plan:
     raise PointUnreachableError(target, nearest_missing)
 
 
-def is_reachable(target: Revision, inventory: Inventory, lineage: Lineage) -> bool:
-    """Whether `target` can be had at all: else it leaves the list of points."""
-    try:
-        plan(target, inventory, lineage)
-    except PointUnreachableError:
-        return False
-    return True
-
-
 def _bases(target: Revision, inventory: Inventory, lineage: Lineage) -> list[Base]:
     """All bases on the target's path, nearest first (A1, A3)."""
     found: list[Base] = [base for base in _all_bases(inventory) if lineage.is_ancestor(base.revision, target)]

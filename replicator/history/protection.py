@@ -8,10 +8,12 @@ that is passed in.
                 NOT PROTECTED     something failed; or the oldest change outside is late      2
                 PAUSED            a person said so (writes go on, and nothing is published)   2
     receiver    UP TO DATE        all that the log has is applied, and it's known up to now   0
+                DELETED           the volume is gone at its source; its points stay           0
                 BEHIND            the log has transactions that aren't applied yet            0, late: 1
                 SILENT            no beacon for longer than it may take: nothing newer may
                                   exist, or the agent is dead; nobody here can tell            1
                 STOPPED           a gap, a fork, a wrong base, damage; with its mend           2
+                DRIFTED           it goes on, but isn't what the source attested               2
 
 Invariants
   T1  A failure outweighs all else: who has an error is never called protected or up to date.
@@ -49,6 +51,8 @@ class State(StrEnum):
     BEHIND = "BEHIND"
     SILENT = "SILENT"
     STOPPED = "STOPPED"
+    DRIFTED = "DRIFTED"
+    DELETED = "DELETED"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,7 @@ class ReplicaFacts:
     `newest_ns`: the newest point's timestamp; `complete_to_ns`: up to when the log is known to hold everything;
     `waiting_count` and `oldest_waiting_ns`: transactions in the log that aren't applied, and the oldest one's time.
     `silent_after_ns`: how long a beacon may be away; `late_after_ns`: how long a transaction may wait.
+    `drift`: what isn't as the source attested; `deleted`: the source has the volume no more.
     """
 
     volume: str
@@ -93,6 +98,8 @@ class ReplicaFacts:
     waiting_count: int = 0
     oldest_waiting_ns: int | None = None
     failure: Failure | None = None
+    drift: Failure | None = None
+    deleted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,17 +155,14 @@ def judge_replica(facts: ReplicaFacts, now_ns: int) -> Verdict:
     reached = max(facts.newest_ns or 0, facts.complete_to_ns or 0) or None
     exposed = reached if facts.newest_ns is not None else None
     if facts.failure is not None:
-        return Verdict(
-            facts.volume,
-            State.STOPPED,
-            Severity.CRITICAL,
-            facts.newest_ns,
-            facts.failure.since_ns,
-            facts.failure.reason,
-            facts.failure.mend,
-        )
+        return _replica_alarm(facts, State.STOPPED, facts.failure)
+    if facts.drift is not None:
+        return _replica_alarm(facts, State.DRIFTED, facts.drift)
     if facts.waiting_count and facts.oldest_waiting_ns is not None:
         return _behind(facts, facts.oldest_waiting_ns, now_ns)
+    if facts.deleted:
+        detail = "at its source; the restore points stay"
+        return Verdict(facts.volume, State.DELETED, Severity.WELL, detail=detail)
     if reached is None:
         return Verdict(facts.volume, State.SILENT, Severity.WARNING, detail="the log has nothing of this volume yet")
     if now_ns - reached > facts.silent_after_ns:
@@ -194,6 +198,12 @@ def _rank(verdict: Verdict) -> tuple[int, float, str, str]:
 
 def _source_alarm(facts: SourceFacts, state: State, since_ns: int, why: str, mend: str | None) -> Verdict:
     return Verdict(facts.volume, state, Severity.CRITICAL, facts.oldest_outside_ns, since_ns, why, mend)
+
+
+def _replica_alarm(facts: ReplicaFacts, state: State, failure: Failure) -> Verdict:
+    return Verdict(
+        facts.volume, state, Severity.CRITICAL, facts.newest_ns, failure.since_ns, failure.reason, failure.mend
+    )
 
 
 def _behind(facts: ReplicaFacts, oldest_waiting_ns: int, now_ns: int) -> Verdict:

@@ -47,7 +47,10 @@ class LostEndError(DamageError):
 
     def __init__(self, volume: UUID, timeline: int, sequence: int, end: int) -> None:
         where = f"volume {volume}, timeline {timeline}"
-        super().__init__(f"{where}: expected events up to {sequence - 1} at least, found the log's end after {end}")
+        super().__init__(
+            f"{where}: the log lost its end: expected events up to {sequence - 1} at least, found its end after {end}",
+            mend="put it back from another copy of the log; replicator agent status says what the source still has",
+        )
         self.sequence = sequence
         self.end = end
 

@@ -19,7 +19,7 @@ Invariants
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -42,21 +42,6 @@ DISCARDED = 1
 ZEROED = 2
 
 
-class ChunkPlace(NamedTuple):
-    """Where a chunk's pages are, and what the whole chunk reads afterwards."""
-
-    offset_bytes: int
-    stored_bytes: int
-    raw_bytes: int
-    crc32c: int
-    codec: int
-    event: int
-    begin_byte: int
-    end_byte: int
-    mask: int
-    digest: bytes
-
-
 @dataclass(frozen=True, slots=True)
 class SegmentIndex:
     """The arrays of one segment."""
@@ -66,22 +51,6 @@ class SegmentIndex:
     chunks: npt.NDArray[np.uint64]
     rows: npt.NDArray[np.void]
     runs: npt.NDArray[np.void]
-
-    def find(self, chunk: int) -> ChunkPlace | None:
-        """Where the pages of `chunk` are, if the segment writes some."""
-        at = int(np.searchsorted(self.chunks, np.uint64(chunk)))
-        if at == len(self.chunks) or int(self.chunks[at]) != chunk:
-            return None
-        frame_number, page, mask, digest = self.rows[at].tolist()
-        offset, stored, raw, crc, event, codec = self.frames[frame_number].tolist()
-        end = page + mask.bit_count()
-        span = (page * PAGE_BYTES, end * PAGE_BYTES)
-        return ChunkPlace(offset, stored, raw, crc, codec, event, *span, mask, digest)
-
-    def cleared(self, chunk: int) -> int:
-        """DISCARDED or ZEROED if the segment's last run with `chunk` says so, else 0."""
-        inside = np.flatnonzero((self.runs["begin"] <= chunk) & (chunk < self.runs["end"]))
-        return int(self.runs["kind"][inside[-1]]) if len(inside) else 0
 
     def encode(self) -> list[Buffer]:
         """Its arrays, one behind the other."""

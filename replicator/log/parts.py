@@ -13,6 +13,8 @@ Invariants
       that it belongs to goes on.
   P3  What is given was checked: footer, facts and frames by their own checksums. A part's events are not chained to
       each other here; who lays parts over a base checks bases, digests and chunk hashes.
+  P4  Of a log that lets more through than the stream (events of an earlier epoch behind a later PublisherOpened, exact
+      duplicates), parts hold what a follower would apply, and nothing else: by the same checker.
 
 Failures: SegmentError, LogGapError, TrimmedError, LostEndError; FormatError for a frame that isn't what its row says.
 """
@@ -29,7 +31,7 @@ import numpy as np
 from replicator._buffer import Buffer
 from replicator.errors import FormatError
 from replicator.events.bodies import TransactionAborted, TransactionCommitted
-from replicator.events.chain import ChainChecker
+from replicator.events.chain import ChainChecker, Verdict
 from replicator.events.chunks import ChunksDiscarded, ChunksWritten, ChunksZeroed
 from replicator.events.codec import Event
 from replicator.events.frames import Decompressor
@@ -80,6 +82,7 @@ class EventParts:
 
     def __init__(self, reader: StreamReader) -> None:
         self._reader = reader
+        self._firsts: dict[int, bytes] = {}  # digests of parts' first events, once something was skipped (P4)
 
     def tail(self) -> StreamState:
         """The state at the stream's end."""
@@ -102,7 +105,10 @@ class EventParts:
         checker = ChainChecker(self._reader.start())
         gathered = _Gathered(checker.state.sequence + 1)
         for event in self._reader.read(checker.state.sequence + 1):
-            checker.accept(event)
+            if checker.accept(event) is not Verdict.APPLY:
+                continue
+            if not gathered.count and (checker.skipped.stale or checker.skipped.duplicates):
+                self._firsts[gathered.first] = event.digest
             gathered.add(event)
             if gathered.is_whole(event):
                 if checker.state.sequence >= sequence:
@@ -114,7 +120,7 @@ class EventParts:
     def index_of(self, first: int) -> SegmentIndex:
         """The index of the part that begins with `first`."""
         gathered = _Gathered(first)
-        for event in self._reader.read(first):
+        for event in self._linked(first):
             gathered.add(event)
             if gathered.is_whole(event):
                 break
@@ -123,13 +129,22 @@ class EventParts:
     def frame(self, first: int, number: int, row: tuple[int, ...], decompressor: Decompressor) -> Buffer:
         """The pages of one frame, from its event, which is read again."""
         _, stored_bytes, raw_bytes, crc, ordinal, codec = row
-        (event,) = islice(self._reader.read(first + ordinal), 1)
-        body = event.body
+        events = islice(self._linked(first), ordinal, None) if self._firsts else self._reader.read(first + ordinal)
+        body = next(events).body
         if isinstance(body, ChunksWritten):
             for stored, crc_there in zip(body.frames, body.frame_rows["crc32c"].tolist(), strict=True):
                 if crc_there == crc and len(stored) == stored_bytes:
                     return decompressor.expand_checked(codec, raw_bytes, stored, crc)
         raise FormatError(f"event {first + ordinal}", f"frame {number} with crc32c {crc:08x}", "no such frame")
+
+    def _linked(self, first: int) -> Iterator[Event]:
+        """The part's events from `first` on: each hangs on the one before (P4)."""
+        expected, last = first, self._firsts.get(first)
+        for event in self._reader.read(first):
+            hangs = event.digest == last if expected == first else event.header.previous == last
+            if event.header.sequence == expected and (hangs or last is None):
+                expected, last = expected + 1, event.digest
+                yield event
 
 
 class _Gathered:

@@ -18,13 +18,11 @@ from replicator.errors import FormatError
 from replicator.events.codec import Event
 from replicator.events.frames import Decompressor
 from replicator.events.state import StreamState
-from replicator.log.index import ChunkPlace, SegmentIndex
+from replicator.log.index import SegmentIndex
 from replicator.log.interface import Waiter
 from replicator.log.parts import Part
 from replicator.log.segment import Segment
 from replicator.log.stream import SegmentStream
-
-POLL_S = 0.05  # how long a new segment may lie unseen; a poll costs one stat
 
 
 class SegmentReader:
@@ -77,27 +75,9 @@ class SegmentReader:
         name = self._stream.name_of(sequence)
         while self._stream.store.size(name) is None:
             left_s = deadline - waiter.monotonic()
-            if left_s <= 0 or waiter.wait(min(POLL_S, left_s)):
+            if left_s <= 0 or waiter.wait(min(self._stream.store.poll_s, left_s)):
                 return False
         return True
-
-    def index_at(self, sequence: int) -> tuple[int, SegmentIndex] | None:
-        """(first event, index) of the segment that holds `sequence`, by ranged reads; None if none does."""
-        first = self._stream.holder_of(sequence)
-        footer = self._stream.footer(first) if first is not None else None
-        if first is None or footer is None or footer.last < sequence:
-            return None
-        return first, footer.index
-
-    def pages_at(self, first: int, place: ChunkPlace) -> Buffer:
-        """The pages of one chunk out of the segment that begins with `first`, by one ranged read."""
-        name, key = self._stream.name_of(first), self._stream.key_of(first)
-        stored = self._stream.store.get_range(name, place.offset_bytes, place.stored_bytes)
-        if stored is None or len(stored) != place.stored_bytes:
-            found = "nothing" if stored is None else f"{len(stored)} bytes"
-            raise key.wrong(f"{place.stored_bytes} bytes at {place.offset_bytes}", found, first + place.event)
-        pages = self._decompressor.expand_checked(place.codec, place.raw_bytes, stored, place.crc32c)
-        return pages[place.begin_byte : place.end_byte]
 
     def parts(self, sequence: int) -> Iterator[Part]:
         """The parts from the one that holds `sequence` on, each a segment without its data (log/parts)."""

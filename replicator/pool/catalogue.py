@@ -48,7 +48,7 @@ from replicator.errors import (
     ReplicatorError,
     UnavailableError,
 )
-from replicator.pool.catalogue_schema import TABLE_BY_TYPE, TABLES, LoggedPoint, PoolIdentity
+from replicator.pool.catalogue_schema import TABLE_BY_TYPE, TABLES, LoggedGroup, LoggedPoint, PoolIdentity
 from replicator.pool.changes import CHANGES_LIMIT, Change, End, Put
 from replicator.pool.rows import RowError, Table
 from replicator.pool.view import CatalogueView
@@ -133,6 +133,12 @@ class Catalogue:
             found = list(TABLE_BY_TYPE[LoggedPoint].rows(database, at_id, prefix, limit, newest=True))
         return found[::-1]
 
+    def groups(self, at_id: int) -> list[LoggedGroup]:
+        """The cuts of groups that the log has; none in a catalogue from before there were any."""
+        table: Table[LoggedGroup] = TABLE_BY_TYPE[LoggedGroup]
+        with self._reading(at_id) as database:
+            return list(table.rows(database, at_id)) if table in self._tables else []
+
     def point(self, at_id: int, volume: UUID, timeline: int, number: int) -> LoggedPoint | None:
         """One point that the log has."""
         with self._reading(at_id) as database:
@@ -181,6 +187,11 @@ class Catalogue:
         with self._turn, self._translated():
             self._database.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
         return gone
+
+    def newest_id(self) -> int:
+        """The id of the last switch that was staged, true or not; for those whose superblock is lost."""
+        with self._turn, self._translated():
+            return _newest_switch(self._database)
 
     def check(self) -> None:
         """Read everything, and let SQLite check its structure; DamageError with what it found."""

@@ -8,6 +8,7 @@ only: what they mean stands here.
     Volume       uuid                         name, live thin device, size, external origin
     Snapshot     dev_id                       every other thin device: what it was cut of, and what for
     LoggedPoint  volume, timeline, number     a restore point that the log has (in no view: there may be millions)
+    LoggedGroup  uuid, number                 a cut of several volumes that the log has (likewise)
     Branch       volume, timeline             where a timeline forked
     Position     volume, role                 how far it's published, or applied
     Prepared     volume                       the transaction being published: it stands here before its first event
@@ -204,6 +205,24 @@ class LoggedPoint:
 
 
 @dataclass(frozen=True, slots=True)
+class LoggedGroup:
+    """A cut of a group, as this pool remembers the log: each member's transaction number at it (0: none yet)."""
+
+    uuid: UUID
+    number: int
+    members: tuple[tuple[UUID, int], ...]
+    labels: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _within("number", self.number, NUMBER_LIMIT)
+        _labelled(self.labels)
+        if len(self.members) > CUT_VOLUMES_LIMIT:
+            raise UsageError(f"a cut takes at most {CUT_VOLUMES_LIMIT} volumes, this one has {len(self.members)}")
+        for _, number in self.members:
+            _within("number", number, NUMBER_LIMIT)
+
+
+@dataclass(frozen=True, slots=True)
 class Branch:
     """Timeline `timeline` of a volume forked from `parent` behind its transaction `forked_at`."""
 
@@ -297,13 +316,16 @@ class Setting:
         _short("value", self.value, SETTING_LIMIT_BYTES)
 
 
-Row: TypeAlias = PoolIdentity | Volume | Snapshot | LoggedPoint | Branch | Position | Prepared | Cut | Setting
+Row: TypeAlias = (
+    PoolIdentity | Volume | Snapshot | LoggedPoint | LoggedGroup | Branch | Position | Prepared | Cut | Setting
+)
 
 TABLES: tuple[Table[Any], ...] = (
     table_of(PoolIdentity, "pool", ("uuid",)),
     table_of(Volume, "volumes", ("uuid",)),
     table_of(Snapshot, "snapshots", ("dev_id",)),
     table_of(LoggedPoint, "logged_points", ("volume", "timeline", "number"), whole=False),
+    table_of(LoggedGroup, "logged_groups", ("uuid", "number"), whole=False),
     table_of(Branch, "branches", ("volume", "timeline")),
     table_of(Position, "positions", ("volume", "role")),
     table_of(Prepared, "prepared", ("volume",)),

@@ -2,7 +2,8 @@
 
 `volume import`; the other way is pool/exporting. Blocks are reserved, written here, and mapped into a hidden device in
 steps; the last switch makes that device the volume. So it is one path beside an owner and without one. Into a volume
-that is there, blocks that are what they were stay shared with its snapshots: the next delta carries what differs.
+that is there, blocks that are what they were stay shared with its snapshots: the next delta carries what differs. A new
+volume may begin as a snapshot of another device (`over`): then only what differs from it is read and written.
 
     read a window -> drop zeros (and what the volume has already) -> reserve -> write -> map, each STEP_BYTES -> name it
 
@@ -103,18 +104,36 @@ def import_file(pool: Pool, name: str, source: Path, *, progress: Progress = lam
         return import_disk(pool, name, file, progress=progress)
 
 
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """A thin device without an external origin, whose blocks a new volume begins with; held by whoever names it."""
+
+    dev_id: int
+    size_bytes: int
+
+
 def import_disk(
-    pool: Pool, name: str, file: ImportSource, *, progress: Progress = lambda _done, _total: None
+    pool: Pool,
+    name: str,
+    file: ImportSource,
+    *,
+    progress: Progress = lambda _done, _total: None,
+    over: Shared | None = None,
 ) -> Imported:
-    """Make `file` the content of the volume `name`; a new volume gets its size, an old one's rest becomes zeros."""
+    """Make `file` the content of the volume `name`; a new volume gets its size, an old one's rest becomes zeros.
+
+    `over`: the volume is new, and what isn't in the extents of `file` stays shared with that device.
+    """
     before = _volume_there(pool, name)
+    if over is not None and before is not None:
+        raise ConflictError(f"there is a volume {name!r} already", mend="take another name")
     _refuse_served(pool, before)
     with ExitStack() as stack:
         size = _size_for(before, file)
         stack.enter_context(_running(pool))
         sweep_hidden(pool)
         data = stack.enter_context(FileDevice(pool.path / "data"))
-        work = _Import(pool, data, before or Volume(uuid4(), name, 0, size, time.time_ns()))
+        work = _Import(pool, data, before or Volume(uuid4(), name, 0, size, time.time_ns()), over)
         stack.callback(work.give_up)
         if before is not None and before.origin is None:
             reader = stack.enter_context(read_beside(pool))
@@ -198,6 +217,7 @@ class _Import:
     pool: Pool
     data: FileDevice
     volume: Volume
+    over: Shared | None = None
     dev_id: int | None = None
     written_bytes: int = 0
     _old: Disk | None = None
@@ -208,16 +228,17 @@ class _Import:
     _waiting_bytes: int = 0
 
     def begin(self, old: Disk | None) -> None:
-        """Make the hidden device: empty, or sharing everything with `old`, the volume as it is."""
+        """Make the hidden device: empty, or sharing everything with `old`, the volume as it is, or with `over`."""
         self._old = old
 
         def plan(view: CatalogueView) -> tuple[Switch, int]:
             dev_id = free_dev_id(self.pool, view)
             size, uuid = self.volume.size_bytes, self.volume.uuid
             row = Snapshot(dev_id, uuid, Purpose.STAGING, time.time_ns(), size, name=_MARK, hidden=True)
-            if old is None:
+            if old is None and self.over is None:
                 return Switch(create=(dev_id,), changes=(Put(row),)), dev_id
-            return Switch(snapshot=((dev_id, view.volume(uuid).dev_id),), changes=(Put(row),)), dev_id
+            shared = self.over.dev_id if self.over is not None else view.volume(uuid).dev_id
+            return Switch(snapshot=((dev_id, shared),), changes=(Put(row),)), dev_id
 
         self.dev_id = switched(self.pool, plan)
         if old is not None:
@@ -238,6 +259,8 @@ class _Import:
                 progress(offset + length, file.size_bytes)
             at = end
         self._clear(at, self.volume.size_bytes)
+        if self.over is not None:
+            self._unmap(self.volume.size_bytes, self.over.size_bytes)
         self._map()
 
     def _take(self, data: memoryview, first: int) -> None:
@@ -264,6 +287,8 @@ class _Import:
     def _wanted(self, data: memoryview, first: int) -> npt.NDArray[np.bool_]:
         """Which blocks of `data` have to be written; those that the volume maps and are zeros now are unmapped."""
         size, wanted = self.pool.block_bytes, nonzero_blocks(data, self.pool.block_bytes)
+        for number in np.flatnonzero(~wanted).tolist() if self.over is not None else ():
+            self._unmap((first + number) * size, (first + number + 1) * size)
         if self._old is None:
             return wanted
         mapped = np.zeros(len(wanted), dtype=bool)
@@ -281,9 +306,14 @@ class _Import:
 
     def _clear(self, begin_bytes: int, end_bytes: int) -> None:
         """Nothing is left of what the volume has in there; whole blocks but for the volume's end."""
+        if self._old is not None:
+            self._unmap(begin_bytes, end_bytes)
+
+    def _unmap(self, begin_bytes: int, end_bytes: int) -> None:
+        """Nothing is mapped from the first whole block in there to the last, which may be a device's end."""
         size = self.pool.block_bytes
         begin, end = -(-begin_bytes // size), -(-end_bytes // size)
-        if self._old is None or begin >= end:
+        if begin >= end:
             return
         if self._unmapped and self._unmapped[-1][1] == begin:
             begin = self._unmapped.pop()[0]

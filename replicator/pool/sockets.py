@@ -96,8 +96,10 @@ class PoolSocket:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.setblocking(False)
             reached = probe.connect_ex(_address(folder, self._name))
+            pid = f" (pid {peer_of(probe).pid})" if reached == 0 else ""
         if reached in (0, errno.EAGAIN):  # EAGAIN: it lives, and its backlog is full
-            raise ConflictError(f"another process listens at {self._directory / self._name}", mend="stop it first")
+            where = self._directory / self._name
+            raise ConflictError(f"another process listens at {where}{pid}", mend="stop it first")
 
     def _bind(self, folder: int, group: int | None) -> None:
         temporary = f".{self._name}.{os.getpid()}"

@@ -2,7 +2,8 @@
 
 In the order of the data's way:
 
-    logged     what a log knows of a volume: restore points, timelines, what still stands
+    logged     what a log knows of a volume: restore points, timelines, what still stands; labels; groups: their cuts
+    catalogued what a pool's catalogue remembers of them
     source     where points come from: a pool with its catalogue, or a log; which point is meant, and how to get it
     layers     the committed transactions that lie over a base, as parts of the log, checked against each other
     overlay    which page of which frame is the newest, chunk by chunk, as packed arrays
@@ -13,5 +14,8 @@ In the order of the data's way:
     resume     how far an interrupted restore has come
     restore    the whole: plan, guards, copy, read back
     labelling  labels: of a cut where no agent runs, of a point that a pool remembers
+    receipts   waiting until the receivers have a point; patience: a daemon's and a command's waits
+    lasting    a served disk under a new lease when its own fell
+    archive    a log's events into another log, as they are
     verify     every segment of a log: chain, index, frames
 """

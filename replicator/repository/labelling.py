@@ -23,7 +23,8 @@ from replicator.pool.catalogue_schema import LoggedPoint, Prepared, Purpose, Rol
 from replicator.pool.changes import Change, Put
 from replicator.pool.interface import CutMade, CutRequest, Pool, Switch
 from replicator.pool.view import CatalogueView
-from replicator.repository.logged import valid_labels
+from replicator.pool.volumes import switched
+from replicator.repository.labels import valid_labels
 
 
 def cut_labelled(pool: Pool, volume: str, label: str, cut_id: UUID, transaction: UUID) -> tuple[Volume, CutMade]:
@@ -61,20 +62,23 @@ def _base_of(view: CatalogueView, volume: Volume) -> int | None:
 
 
 def label_point(pool: Pool, point: RestorePoint, label: str) -> None:
-    """Give a point that the pool remembers one label more."""
-    view = pool.view()
-    held: list[Snapshot | LoggedPoint] = [
-        *view.snapshots_of(point.volume, Purpose.POINT),
-        *pool.points(point.volume, -1),
-    ]
-    changes: list[Change] = [
-        Put(replace(row, labels=valid_labels((*row.labels, label))))
-        for row in held
-        if (row.timeline, row.number) == (point.timeline, point.number)
-    ]
-    if not changes:
-        raise NotFoundError(
-            f"this pool doesn't remember {point.describe()}: only its log has it",
-            mend="label it in a replica's pool; or label a new one as it is cut: replicator points create",
-        )
-    pool.switch(Switch(changes=tuple(changes), expected_id=view.at_id))
+    """Give a point that the pool remembers one label more, whatever else is switched meanwhile."""
+
+    def plan(view: CatalogueView) -> tuple[Switch, None]:
+        held: list[Snapshot | LoggedPoint] = [
+            *view.snapshots_of(point.volume, Purpose.POINT),
+            *pool.points(point.volume, -1),
+        ]
+        changes: list[Change] = [
+            Put(replace(row, labels=valid_labels((*row.labels, label))))
+            for row in held
+            if (row.timeline, row.number) == (point.timeline, point.number)
+        ]
+        if not changes:
+            raise NotFoundError(
+                f"this pool doesn't remember {point.describe()}: only its log has it",
+                mend="label it in a replica's pool; or label a new one as it is cut: replicator points create",
+            )
+        return Switch(changes=tuple(changes)), None
+
+    switched(pool, plan)

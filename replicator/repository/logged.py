@@ -21,16 +21,17 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from uuid import UUID
 
-from replicator.errors import FormatError, UsageError
+from replicator.errors import FormatError
 from replicator.events.bodies import PointLabelled, TimelineStarted, TransactionCommitted
 from replicator.events.codec import Event
 from replicator.events.state import StreamState
 from replicator.history.lineage import Lineage, Stretch, Timeline
-from replicator.history.names import LABELS_LIMIT, check_label
 from replicator.history.points import Consistency
 from replicator.log.interface import Log
 from replicator.log.parts import IndexedReader, Part, indexed
-from replicator.pool.catalogue_schema import LoggedPoint
+from replicator.pool.catalogue_schema import LoggedGroup, LoggedPoint
+from replicator.repository.groups import logged_group
+from replicator.repository.labels import valid_labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class LoggedHistory:
     standing: tuple[Stretch, ...]
     complete_to_ns: int | None
     labels: Mapping[tuple[int, int], tuple[str, ...]] = field(default_factory=dict)
+    groups: tuple[LoggedGroup, ...] = ()
 
     @property
     def lineage(self) -> Lineage:
@@ -70,7 +72,12 @@ def read_history(log: Log, volume: UUID, after: Mapping[int, int] | None = None)
     known = {each.number for each in timelines}
     kept = tuple(each if each.parent in known else Timeline(each.number) for each in timelines)
     return LoggedHistory(
-        tuple(gathered.points.values()), kept, tuple(standing), complete_to(log, volume, tail), gathered.labels
+        tuple(gathered.points.values()),
+        kept,
+        tuple(standing),
+        complete_to(log, volume, tail),
+        gathered.labels,
+        tuple(gathered.groups),
     )
 
 
@@ -111,6 +118,7 @@ class _Gathered:
     volume: UUID
     points: dict[tuple[int, int], LoggedPoint] = field(default_factory=dict)
     labels: dict[tuple[int, int], tuple[str, ...]] = field(default_factory=dict)
+    groups: list[LoggedGroup] = field(default_factory=list)
 
     def walk(self, reader: IndexedReader, sequence: int) -> None:
         """Take a timeline's parts."""
@@ -130,6 +138,8 @@ class _Gathered:
     def _commit(self, event: Event, body: TransactionCommitted, part: Part) -> None:
         """The point; its part's state has the timestamp and size of the last TransactionBegan, which is its own."""
         timeline = event.header.timeline
+        if (group := logged_group(body)) is not None:
+            self.groups.append(group)
         self.points[timeline, body.number] = LoggedPoint(
             self.volume,
             timeline,
@@ -148,12 +158,3 @@ class _Gathered:
             self.labels[place] = valid_labels((*self.labels.get(place, ()), label))
         else:
             self.points[place] = replace(point, labels=valid_labels((*point.labels, label)))
-
-
-def valid_labels(labels: tuple[str, ...]) -> tuple[str, ...]:
-    """Those that a command line could name, each once, as many as a point may have; an event may carry others."""
-    kept = []
-    for label in dict.fromkeys(labels):
-        with suppress(UsageError):
-            kept.append(check_label(label))
-    return tuple(kept[:LABELS_LIMIT])

@@ -204,6 +204,16 @@ class PointDisk:
             part, number, *row = window.frames[slot].item()
             _lay(buffer, self._frames.pages(part, number, tuple(row)), page, mask, wins)
 
+    def touched(self) -> Iterator[tuple[int, int]]:
+        """[begin, end) in bytes of what the overlay says something of, ascending; all else is the base's."""
+        at, count = 0, chunk_count_of(self.size_bytes)
+        while at < count:
+            window = self.overlay.window_of(at)
+            for begin, end, state in _alike(window.states(at, window.end), at):
+                if state != UNTOUCHED:
+                    yield begin * CHUNK_BYTES, min(end * CHUNK_BYTES, self.size_bytes)
+            at = window.end
+
     # -- where there is what -----------------------------------------------------------------------------------
 
     def runs(self, offset_bytes: int, length_bytes: int) -> Iterator[tuple[int, int, int]]:

@@ -21,6 +21,11 @@ def log_rows(view: CatalogueView, url: str) -> tuple[Put, ...]:
     return () if view.setting(LOG_SETTING) == wanted else (Put(Setting(LOG_SETTING, wanted)),)
 
 
+def knows_log(view: CatalogueView, url: str) -> bool:
+    """Whether the pool was published to that log, or followed it, before."""
+    return not log_rows(view, url)
+
+
 def remember_log(pool: Pool, url: str) -> None:
     """Let the pool's catalogue name the log; nothing is written where it does already."""
     while rows := log_rows(pool.view(), url):

@@ -47,6 +47,7 @@ from replicator.repository.point import DATA, PointDisk
 from replicator.repository.resume import (
     RestoreState,
     drop_state,
+    foreign_reason,
     partial_path,
     read_state,
     state_of,
@@ -125,6 +126,8 @@ def plan_restore(
     path = Path(to).resolve()
     earlier = _earlier(opened, path)
     target = inspect_target(to, size, overwrite=overwrite, resumes=earlier is not None, own=own, machine=machine)
+    if target.kind is not TargetKind.DEVICE and (reason := foreign_reason(path)):
+        target = replace(target, refusals=(*target.refusals, reason))
     return RestorePlan(opened, target, overwrite, earlier.done_bytes if earlier else 0)
 
 

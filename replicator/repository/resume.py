@@ -13,6 +13,7 @@ replaced as a whole: temporary file, fsync, rename, fsync of the folder.
 Invariants
   R1  What lies below done_bytes was synced before the state says so.
   R2  A state of another point, another file or another size, or one that can't be read, is none.
+  R3  A file named .NAME.restoring that no restore of ours made isn't written to: it is empty, or the state names it.
 """
 
 from __future__ import annotations
@@ -72,6 +73,21 @@ def state_of(opened: OpenedPoint, target: Path) -> RestoreState:
 def partial_path(target: Path) -> Path:
     """What a restore to the file `target` is written as, until it takes its name."""
     return target.with_name(f".{target.name}.restoring")
+
+
+def foreign_reason(target: Path) -> str:
+    """Why what stands at .NAME.restoring can't be taken for an interrupted restore's (R3); empty if it can."""
+    partial = partial_path(target)
+    try:
+        status = partial.lstat()
+    except FileNotFoundError:
+        return ""
+    state = read_state(state_path(target))
+    is_named = state is not None and (state.device, state.inode) == (status.st_dev, status.st_ino)
+    is_plain = stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and status.st_uid == os.geteuid()
+    if is_plain and (is_named or not status.st_size):
+        return ""
+    return f"{partial} isn't a restore's that was interrupted: move it away"
 
 
 def state_path(target: Path) -> Path:

@@ -20,90 +20,43 @@ Failures: NotFoundError (no such source, volume or point), ConflictError, and th
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing
+from collections.abc import Iterable
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, tzinfo
 from pathlib import Path
-from typing import Protocol
 from uuid import UUID
 
-from replicator.blockdev.interface import BlockDevice
 from replicator.errors import NotFoundError, ReplicatorError, UnavailableError, UsageError
+from replicator.history.groups import GroupPoint, Member
 from replicator.history.lineage import Lineage, Revision, Stretch, Timeline, absent
 from replicator.history.plan import EmptyBase, Inventory, Plan, SnapshotBase, plan
-from replicator.history.points import PointSpecification, RestorePoint, merged, parse_specification
-from replicator.history.resolve import NamedVolume, resolve, resolve_volume
+from replicator.history.points import (
+    ByLabel,
+    ByNumber,
+    PointSpecification,
+    RestorePoint,
+    Wanted,
+    merged,
+    parse_specification,
+)
+from replicator.history.resolve import NamedVolume, PointNotFoundError, resolve, resolve_volume
 from replicator.log.interface import Log
-from replicator.log.opening import is_log, log_folder, open_log
-from replicator.pool.catalogue import Catalogue, StaleViewError
-from replicator.pool.catalogue_schema import LoggedPoint, Purpose, Snapshot
-from replicator.pool.interface import Lease, Pool
+from replicator.log.opening import is_log, log_places, open_log
+from replicator.pool.catalogue_schema import LoggedGroup, LoggedPoint, Purpose, Snapshot
+from replicator.pool.interface import Pool
 from replicator.pool.origins import open_origin
-from replicator.pool.reader import PoolReader
 from replicator.pool.reading import read_beside, read_pool
 from replicator.pool.view import CatalogueView
+from replicator.repository.catalogued import CataloguedPool, ReadPool
+from replicator.repository.groups import group_cut_of, groups_with
+from replicator.repository.labels import valid_labels
 from replicator.repository.layers import Layers, collect, no_layers
-from replicator.repository.logged import LoggedHistory, read_history, valid_labels
-from replicator.repository.point import BaseDisk, Beneath, EmptyDisk, PointDisk
+from replicator.repository.logged import LoggedHistory, read_history
+from replicator.repository.point import Beneath, EmptyDisk, PointDisk
 from replicator.repository.remembered import LOG_SETTING
 
-_ALL = -1  # SQLite's limit for "all of them"
 _TRIES = 3  # a snapshot may retire between the view and the lease; thrice in a row is no coincidence
-
-
-class ReadPool(Protocol):
-    """What is asked of a pool that is open for reading."""
-
-    def view(self) -> CatalogueView: ...
-
-    def points(self, volume: UUID) -> list[LoggedPoint]: ...
-
-    def lease(self, dev_ids: Sequence[int]) -> AbstractContextManager[Lease]: ...
-
-    def disk(
-        self, dev_id: int, size_bytes: int, origin: BlockDevice | None = None, *, lease: Lease | None = None
-    ) -> BaseDisk: ...
-
-    def close(self) -> None: ...
-
-
-class CataloguedPool:
-    """A pool's reader (pool/reading), and the restore points that its catalogue remembers."""
-
-    def __init__(self, reader: PoolReader) -> None:
-        self._reader = reader
-
-    def view(self) -> CatalogueView:
-        """What is in the pool now."""
-        return self._reader.view()
-
-    def points(self, volume: UUID) -> list[LoggedPoint]:
-        """The volume's points that the log has, as the pool remembers it; a pool without a catalogue has none."""
-        path = self._reader.path / "catalog.db"
-        if not path.exists():
-            return []
-        with Catalogue(path, read_only=True) as catalogue:
-            for _ in range(_TRIES - 1):
-                try:
-                    return catalogue.points(self.view().at_id, volume, _ALL)
-                except StaleViewError:
-                    continue
-            return catalogue.points(self.view().at_id, volume, _ALL)
-
-    def lease(self, dev_ids: Sequence[int]) -> AbstractContextManager[Lease]:
-        """Hold these devices."""
-        return self._reader.lease(dev_ids)
-
-    def disk(
-        self, dev_id: int, size_bytes: int, origin: BlockDevice | None = None, *, lease: Lease | None = None
-    ) -> BaseDisk:
-        """One of them as bytes; a read under a fallen lease is refused by it (pool/reader, D1)."""
-        return self._reader.disk(dev_id, size_bytes, origin, lease=lease)
-
-    def close(self) -> None:
-        """Close the reader."""
-        self._reader.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +70,11 @@ class Offer:
     complete_to_ns: int | None
     sequences: dict[tuple[int, int], int]
     problem: ReplicatorError | None = None
+    groups: tuple[LoggedGroup, ...] = ()
+
+    def has(self, number: int) -> bool:
+        """Whether transaction `number` of the current lineage can be had; 0, nothing, always can."""
+        return number == 0 or any(each.number == number for each in self.points)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +150,9 @@ class Source:
             history.complete_to_ns if history else None,
             {(each.timeline, each.number): each.sequence for each in logged},
             problem,
+            groups_with(
+                volume.uuid, [*(self.pool.groups() if self.pool else ()), *(history.groups if history else ())]
+            ),
         )
 
     def _history(
@@ -217,16 +178,50 @@ class Source:
     ) -> tuple[Offer, RestorePoint]:
         """The point that is meant, and the offer that it stands in."""
         offer = self.offer(self.volume(specification.volume))
-        point = resolve(
-            specification,
-            offer.points,
-            now_ns=now_ns,
-            complete_to_ns=offer.complete_to_ns,
-            lineage=offer.lineage,
-            accept_gap=accept_gap,
-            zone=zone,
-        )
-        return offer, point
+
+        def found(wanted: PointSpecification) -> RestorePoint:
+            return resolve(
+                wanted,
+                offer.points,
+                now_ns=now_ns,
+                complete_to_ns=offer.complete_to_ns,
+                lineage=offer.lineage,
+                accept_gap=accept_gap,
+                zone=zone,
+            )
+
+        try:
+            return offer, found(specification)
+        except PointNotFoundError:
+            cut = self._group_labelled(offer, specification.wanted)
+            if cut is None:
+                raise
+            return offer, found(replace(specification, wanted=ByNumber(None, dict(cut.members)[offer.volume.uuid])))
+
+    # -- groups --------------------------------------------------------------------------------------------------
+
+    def group_of(self, offer: Offer, point: RestorePoint) -> GroupPoint | None:
+        """The group's point that this one is a member's part of."""
+        cut = group_cut_of(offer.groups, point)
+        return None if cut is None else self._group_point(cut)
+
+    def _group_point(self, cut: LoggedGroup) -> GroupPoint:
+        names = {each.uuid: each for each in self.volumes()}
+        members = []
+        for uuid, number in cut.members:
+            named = names.get(uuid)
+            members.append(
+                Member(uuid, named.name if named else "", number, named is not None and self.offer(named).has(number))
+            )
+        return GroupPoint(cut.uuid, cut.number, tuple(members), cut.labels)
+
+    def _group_labelled(self, offer: Offer, wanted: Wanted) -> LoggedGroup | None:
+        """The whole group's cut of that label: a member that hadn't changed has no point of its own for it."""
+        if not isinstance(wanted, ByLabel):
+            return None
+        everybodys = [cut for each in self.volumes() for cut in self.offer(each).groups]
+        found = [each for each in groups_with(offer.volume.uuid, everybodys) if wanted.label in each.labels]
+        return next((each for each in reversed(found) if self._group_point(each).is_whole), None)
 
     def open_point(
         self, text: str, *, now_ns: int, accept_gap: bool = False, zone: tzinfo = UTC, window_chunks: int = 0
@@ -319,7 +314,7 @@ class _RetiredError(NotFoundError):
 def open_source(text: str, *, beside: Pool | None = None) -> Source:
     """The pool or log that `text` names, a pool with the log that it remembers; `beside`: that pool, open here."""
     if is_log(text):
-        return Source(text, log=open_log(text), places=(log_folder(text),))
+        return Source(text, log=open_log(text), places=log_places(text))
     if text.startswith(("dm:", "lvm:")):
         mend = "name the log that it is published to"
         raise UsageError(f"{text}: kernel pools can't be restored from yet", mend=mend)
@@ -334,7 +329,7 @@ def open_source(text: str, *, beside: Pool | None = None) -> Source:
     except BaseException:
         pool.close()
         raise
-    places = (path,) if log is None else (path, Path(log.name))
+    places = (path,) if log is None else (path, *log_places(log.name))
     return Source(text, pool, log, problem, places)
 
 

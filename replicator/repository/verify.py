@@ -16,14 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from uuid import UUID
 
 import numpy as np
 
 from replicator.errors import ConflictError, DamageError, FormatError, NotFoundError, ReplicatorError
 from replicator.events.bodies import TransactionCommitted
-from replicator.events.chain import ChainChecker
+from replicator.events.chain import ChainChecker, Verdict
 from replicator.events.chunks import ChunksWritten
 from replicator.events.codec import Event
 from replicator.events.digests import digest128
@@ -55,6 +54,7 @@ class Verified:
     part_count: int = 0
     transaction_count: int = 0
     stored_bytes: int = 0
+    skipped_count: int = 0
     findings: list[Finding] = field(default_factory=list)
 
     def add(self, timeline: int, sequence: int, error: ReplicatorError) -> None:
@@ -113,9 +113,7 @@ class _Walk:
     def _part(self, part: Part, checker: ChainChecker | None) -> None:
         """`checker` stands before the part; None where what came before it couldn't be read."""
         builder = IndexBuilder()
-        for event, offset in zip(self._events(part), part.index.offsets.tolist(), strict=True):
-            if checker is not None:
-                checker.accept(event)
+        for event, offset in zip(self._events(part, checker), part.index.offsets.tolist(), strict=True):
             builder.add(event, offset)
             self._verified.event_count += 1
             self._verified.transaction_count += isinstance(event.body, TransactionCommitted)
@@ -126,8 +124,17 @@ class _Walk:
         if not _equal(builder.build(), part.index):
             raise FormatError(f"the index of part {part.first}", "what its events say", "another one")
 
-    def _events(self, part: Part) -> Iterator[Event]:
-        return islice(self._reader.read(part.first), part.last - part.first + 1)
+    def _events(self, part: Part, checker: ChainChecker | None) -> Iterator[Event]:
+        """The part's events; what a log lets through beside the stream is counted, and isn't among them."""
+        left = part.last - part.first + 1
+        for event in self._reader.read(part.first):
+            if checker is not None and checker.accept(event) is not Verdict.APPLY:
+                self._verified.skipped_count += 1
+                continue
+            yield event
+            left -= 1
+            if not left:
+                return
 
     def _chunks(self, event: Event, body: ChunksWritten) -> None:
         for applied in self._decompressor.iter_chunks(body):

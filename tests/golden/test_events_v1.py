@@ -14,6 +14,7 @@ from replicator.events.frames import Decompressor
 from replicator.events.state import Life, StreamState, decode_state, encode_state
 from replicator.log.object_log import directory_log
 from replicator.units import PAGE_BYTES
+from tests.support.chunk_places import find, index_at, pages_at
 
 GOLDEN = Path(__file__).parent / "events-v1"
 EVENTS = sorted((GOLDEN / "events").iterdir())
@@ -86,7 +87,6 @@ def test_the_log_is_read_where_it_stands(made: ModuleType) -> None:
     assert read == [path.read_bytes() for path in EVENTS[2:]]
     beacon = log.read_beacon(made.VOLUME)
     assert beacon is not None and beacon.matches(second.tail())
-    found = first.index_at(6)
-    assert found is not None
-    place = found[1].find(64)
-    assert place is not None and bytes(first.pages_at(found[0], place)[:4]) == b"\0\1\2\3"
+    begin, index = index_at(first, 6)
+    place = find(index, 64)
+    assert place is not None and pages_at(first, begin, place)[:4] == b"\0\1\2\3"

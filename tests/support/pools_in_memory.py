@@ -12,6 +12,7 @@ from replicator.blockdev.interface import BlockDevice
 from replicator.errors import NotFoundError
 from replicator.pool.catalogue_schema import (
     Branch,
+    LoggedGroup,
     LoggedPoint,
     PoolIdentity,
     Purpose,
@@ -99,6 +100,10 @@ class MemoryPool:
     def points(self, volume: UUID) -> list[LoggedPoint]:
         """What it remembers of the log."""
         return [each for each in self.logged if each.volume == volume]
+
+    def groups(self) -> list[LoggedGroup]:
+        """It knows of none."""
+        return []
 
     @contextmanager
     def lease(self, dev_ids: Sequence[int]) -> Iterator[Lease]:

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 
 from receiver.access import PoolAccess
 from receiver.apply import ApplySettings
+from receiver.attest import Attester
 from receiver.disks import Disks
 from receiver.follow import Follower, World
 from replicator.log.object_log import ObjectLog
@@ -33,6 +34,8 @@ def follower(
     disks: Disks | None = None,
     waiter: ManualWaiter | None = None,
     stopping: Callable[[], bool] = lambda: False,
+    name: str | None = None,
+    attester: Attester | None = None,
 ) -> Follower:
     """A follower of `source`, whose pool and disks may be wrapped."""
     chosen = pool or replica.pool
@@ -45,6 +48,8 @@ def follower(
         lambda: 0.5,
         stopping,
         settings or ApplySettings(),
+        name=name,
+        attester=attester,
     )
     return Follower(world, source.uuid, "disk-1")
 

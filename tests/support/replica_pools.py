@@ -33,15 +33,20 @@ class ReplicaPool:
     """An open pool of `data_blocks` blocks; `pool` and `disks` are what a follower gets."""
 
     def __init__(
-        self, folder: Path, block_bytes: int = 65536, data_blocks: int = 400, metadata_bytes: int = 4 * MIB
+        self,
+        folder: Path,
+        block_bytes: int = 65536,
+        data_blocks: int = 400,
+        metadata_bytes: int = 4 * MIB,
+        uuid: UUID = POOL_UUID,
     ) -> None:
         self.folder, self.block_bytes = folder, block_bytes
         self._generation = 0
         self.metadata = MemoryDevice(metadata_bytes)
         self.data = MemoryDevice(data_blocks * block_bytes)
-        metadata = PoolMetadata.format(self.metadata, block_bytes, data_blocks, POOL_UUID.bytes)
+        metadata = PoolMetadata.format(self.metadata, block_bytes, data_blocks, uuid.bytes)
         metadata.commit(lambda: None)
-        Catalogue.create(folder / "catalog.db", PoolIdentity(POOL_UUID, 1), 0).close()
+        Catalogue.create(folder / "catalog.db", PoolIdentity(uuid, 1), 0).close()
         self._open(folder)
 
     def _open(self, folder: Path, data: BlockDevice | None = None) -> None:

@@ -13,6 +13,7 @@ from uuid import UUID
 import numpy as np
 
 from replicator.events.bodies import (
+    GroupCut,
     PublisherOpened,
     TransactionAborted,
     TransactionBegan,
@@ -20,7 +21,7 @@ from replicator.events.bodies import (
     VolumeCreated,
 )
 from replicator.events.chain import seal
-from replicator.events.chunks import ChunksDiscarded, ChunksZeroed, pack_runs
+from replicator.events.chunks import ChunksDiscarded, ChunksZeroed
 from replicator.events.codec import Event
 from replicator.events.frames import Compressor, written_events
 from replicator.events.pages import changed_pages_many
@@ -28,6 +29,7 @@ from replicator.events.state import StreamState
 from replicator.events.values import Consistency, DeltaKind, chunk_count_of
 from replicator.log.interface import Appended, Log
 from replicator.units import CHUNK_BYTES, SECTOR_BYTES
+from tests.support.packed_runs import pack_runs
 
 SECOND_NS = 1_000_000_000
 
@@ -154,11 +156,11 @@ class SourceVolume:
             bodies += written_events(frames)
         return bodies
 
-    def commit(self, labels: Sequence[str] = ()) -> int:
+    def commit(self, labels: Sequence[str] = (), group: GroupCut | None = None) -> int:
         """TransactionCommitted; the image is kept."""
         opened = self.state.open
         assert opened is not None
-        self.put(TransactionCommitted(opened.number, opened.counts, Consistency.CRASH, tuple(labels), None))
+        self.put(TransactionCommitted(opened.number, opened.counts, Consistency.CRASH, tuple(labels), group))
         self._base = bytes(self.data)
         self.images[opened.number] = self._base
         return opened.number

@@ -30,7 +30,7 @@ from replicator.events.bodies import (
     VolumeRenamed,
 )
 from replicator.events.chain import seal
-from replicator.events.chunks import FRAME, ChunksDiscarded, ChunksWritten, ChunksZeroed, pack_runs
+from replicator.events.chunks import FRAME, ChunksDiscarded, ChunksWritten, ChunksZeroed
 from replicator.events.codec import Event
 from replicator.events.digests import crc32c, digest128
 from replicator.events.layouts import type_name
@@ -39,6 +39,7 @@ from replicator.events.values import Consistency, Counts, DeltaKind, StateName
 from replicator.log.object_log import ObjectLog
 from replicator.units import CHUNK_BYTES, MIB, PAGE_BYTES
 from tests.support.memory_objects import MemoryStore
+from tests.support.packed_runs import pack_runs
 
 VOLUME = UUID("00112233-4455-6677-8899-aabbccddeeff")
 FIRST, SECOND, GROUP = UUID(int=1), UUID(int=2), UUID(int=3)

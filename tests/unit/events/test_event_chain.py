@@ -24,7 +24,7 @@ from replicator.events.bodies import (
     VolumeRenamed,
 )
 from replicator.events.chain import WINDOW_EVENTS, ChainChecker, Skipped, Verdict, seal
-from replicator.events.chunks import ChunksDiscarded, ChunksZeroed, pack_runs
+from replicator.events.chunks import ChunksDiscarded, ChunksZeroed
 from replicator.events.codec import Event, encode_event
 from replicator.events.state import Life, StreamState, decode_state, encode_state
 from replicator.events.stream_errors import (
@@ -38,6 +38,7 @@ from replicator.events.stream_errors import (
 )
 from replicator.events.values import Consistency, Counts, DeltaKind, Phase, StateName
 from tests.support.event_streams import NAME, OTHER_VOLUME, SIZE_BYTES, VOLUME, Script, written
+from tests.support.packed_runs import pack_runs
 
 
 def after(events: list[Event], state: StreamState | None = None) -> ChainChecker:

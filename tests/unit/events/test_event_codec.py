@@ -12,7 +12,7 @@ import pytest
 from replicator.errors import FormatError
 from replicator.events import bodies as b
 from replicator.events.beacon import Beacon, decode_beacon, encode_beacon
-from replicator.events.chunks import ChunksDiscarded, ChunksZeroed, pack_runs
+from replicator.events.chunks import ChunksDiscarded, ChunksZeroed
 from replicator.events.codec import decode_event, encode_event
 from replicator.events.digests import NO_DIGEST, crc32c, digest128
 from replicator.events.header import EVENT_BYTES_MAX, HEADER_BYTES, Header, event_crc
@@ -20,6 +20,7 @@ from replicator.events.layouts import type_of
 from replicator.events.state import StreamState, decode_state, encode_state
 from replicator.events.values import Consistency, Counts, DeltaKind, Link, Phase, Position, StateName
 from tests.support.event_streams import NAME, SIZE_BYTES, VOLUME, Script, every_body, written
+from tests.support.packed_runs import pack_runs
 
 
 def header_for(body: b.Body) -> Header:

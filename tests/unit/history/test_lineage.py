@@ -31,7 +31,6 @@ from replicator.history.plan import (
     Inventory,
     PointUnreachableError,
     SnapshotBase,
-    is_reachable,
     plan,
 )
 from replicator.history.points import RestorePoint
@@ -179,5 +178,7 @@ def test_trimmed_events_make_a_farther_base_do_or_none() -> None:
     with pytest.raises(PointUnreachableError) as caught:
         plan(Revision(1, 6), inventory, TREE)
     assert caught.value.missing == (Stretch(1, 6, 7),) and caught.value.exit_code == 5
-    assert is_reachable(Revision(1, 5), inventory, TREE) and not is_reachable(Revision(1, 13), inventory, TREE)
-    assert not is_reachable(Revision(9, 1), inventory, TREE)
+    assert plan(Revision(1, 5), inventory, TREE).transaction_count == 0
+    for beyond in (Revision(1, 13), Revision(9, 1)):
+        with pytest.raises(PointUnreachableError):
+            plan(beyond, inventory, TREE)

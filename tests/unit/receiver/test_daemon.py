@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from datetime import UTC
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,18 @@ from typing import Any
 import pytest
 
 from receiver.config import ReceiverConfig
-from receiver.daemon import Receiver, Surroundings
-from receiver.patience import StopWaiter
-from replicator.errors import ConflictError, DamageError, ReplicatorError
+from receiver.daemon import STUCK_S, Receiver, Surroundings
+from receiver.errors import ReplicaConflictError
+from replicator.errors import ConflictError, DamageError, NotFoundError, ReplicatorError, UnavailableError
+from replicator.events.bodies import VolumeDeleted
 from replicator.exporter.journal import Journal, notify_systemd
-from replicator.log.object_log import ObjectLog
+from replicator.log.interface import Log
+from replicator.log.object_log import ObjectLog, directory_log
+from replicator.log.opening import open_log
 from replicator.pool.daemons import ask
 from replicator.pool.registrations import registrations
+from replicator.pool.volumes import create_volume
+from replicator.repository.patience import StopWaiter
 from replicator.repository.remembered import LOG_SETTING
 from tests.support.memory_objects import MemoryStore
 from tests.support.receivers import assert_prefix
@@ -44,10 +50,12 @@ def replica(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Replica
     pool.assert_clean()
 
 
-def surroundings(replica: ReplicaPool, log: ObjectLog, stream: io.StringIO) -> Surroundings:
+def surroundings(
+    replica: ReplicaPool, log: ObjectLog | None, stream: io.StringIO, open_log: Callable[[], Log] | None = None
+) -> Surroundings:
     return Surroundings(
         connect_pool=lambda: replica.pool,
-        open_log=lambda: log,
+        open_log=open_log or (lambda: log),  # type: ignore[arg-type,return-value]  # one of both is given
         waiter=StopWaiter(),
         clock_ns=time.time_ns,
         chance=lambda: 0.5,
@@ -90,7 +98,7 @@ def test_it_follows_tells_and_stops(replica: ReplicaPool) -> None:
         until(replica, lambda found: {each["volume"]: each["number"] for each in found["volumes"]}["vm1"] == 2)
         assert [assert_prefix(replica, source) for source in sources] == [2, 1]
         assert replica.pool.view().setting(LOG_SETTING).endswith("/log")
-        with pytest.raises(ConflictError, match="another process listens"):
+        with pytest.raises(ConflictError, match=rf"another process listens at .* \(pid {os.getpid()}\)"):
             Receiver(config, surroundings(replica, log, stream)).run()
         assert ask(replica.folder, "receiver", "stop")["pid"]
     finally:
@@ -116,6 +124,118 @@ def test_one_volumes_trouble_is_its_own(replica: ReplicaPool) -> None:
         receiver.catch_up()
     assert str(sources[0].uuid) in stream.getvalue()
     assert assert_prefix(replica, sources[1]) == 1
+
+
+def reopened(replica: ReplicaPool) -> None:
+    """A daemon closed the pool; the next one opens it again."""
+    replica.closed_by_daemon = True
+    replica.kill()
+
+
+@contextmanager
+def running(receiver: Receiver) -> Iterator[None]:
+    thread = threading.Thread(target=receiver.run)
+    thread.start()
+    try:
+        yield
+    finally:
+        receiver.stop({})
+        thread.join()
+
+
+def test_a_log_that_is_not_mounted_is_waited_for(replica: ReplicaPool, tmp_path: Path) -> None:
+    """At the start, and later: UNREACHABLE, not "lost its end"; and it goes on once it is mounted."""
+    here, aside = tmp_path / "log", tmp_path / "aside"
+    source, stream = SourceVolume(1, SIZE, name="vm1"), io.StringIO()
+    source.transaction(source.scribble())
+    source.publish(directory_log(here, create=True))
+    config = ReceiverConfig(replica.folder, str(here), discover_every_s=0.1, late_after_s=0.1)
+
+    def unmount() -> None:
+        here.rename(aside)
+        here.mkdir()
+
+    def mount() -> None:
+        here.rmdir()
+        aside.rename(here)
+
+    Receiver(config, surroundings(replica, None, stream, lambda: open_log(str(here)))).catch_up()
+    reopened(replica)
+    unmount()
+    with pytest.raises(UnavailableError, match="isn't there now"):
+        Receiver(config, surroundings(replica, None, stream, lambda: open_log(str(here)))).catch_up()
+    reopened(replica)
+    receiver = Receiver(config, surroundings(replica, None, stream, lambda: open_log(str(here))))
+    with running(receiver):
+        found = until(replica, lambda found: bool(found["volumes"] and found["volumes"][0]["error"]) and found["notes"])
+        (volume,) = found["volumes"]
+        assert volume["activity"] == "log or pool unreachable" and "isn't there now" in volume["error"]
+        assert volume["number"] == 1 and found["headline"].startswith("looking for volumes: the log")
+        mount()
+        source.transaction(source.scribble())
+        source.publish(directory_log(here))
+        until(replica, lambda found: found["volumes"][0]["number"] == 2)
+        unmount()
+        found = until(replica, lambda found: bool(found["volumes"][0]["error"]))
+        assert found["volumes"][0]["activity"] == "log or pool unreachable"
+        mount()
+        until(replica, lambda found: found["volumes"][0]["error"] is None)
+    assert assert_prefix(replica, source) == 2
+
+
+def test_a_log_that_was_never_there_is_no_log(replica: ReplicaPool, tmp_path: Path) -> None:
+    config = ReceiverConfig(replica.folder, str(tmp_path / "log"))
+    around = surroundings(replica, None, io.StringIO(), lambda: open_log(config.log))
+    with pytest.raises(NotFoundError, match="no log directory"):
+        Receiver(config, around).run()
+
+
+def test_a_source_cannot_be_its_own_replica(replica: ReplicaPool) -> None:
+    log, source = ObjectLog(MemoryStore(), create=True), SourceVolume(1, SIZE, name="vm1")
+    source.publish(log)
+    create_volume(replica.pool, "vm1", SIZE, uuid=source.uuid)
+    receiver = Receiver(ReceiverConfig(replica.folder, "log"), surroundings(replica, log, io.StringIO()))
+    with pytest.raises(ReplicaConflictError, match="is the source of the volume 'vm1'") as caught:
+        receiver.run()
+    assert caught.value.exit_code == 4 and "pool create" in str(caught.value.mend)
+    reopened(replica)
+    with pytest.raises(ReplicaConflictError):
+        receiver.catch_up()
+    reopened(replica)
+    assert replica.pool.view().setting(LOG_SETTING) == ""
+
+
+def test_the_watchdog_is_fed_while_followers_move(replica: ReplicaPool) -> None:
+    log, source = ObjectLog(MemoryStore(), create=True), SourceVolume(1, SIZE, name="vm1")
+    source.publish(log)
+    receiver = Receiver(ReceiverConfig(replica.folder, "log"), surroundings(replica, log, io.StringIO()))
+    with running(receiver):
+        until(replica, lambda found: bool(found["volumes"]))
+        assert receiver.is_moving()
+        (follower,) = receiver.followers
+        moved = follower.alive_s
+        follower.alive_s = moved - 2 * STUCK_S
+        until(replica, lambda _: follower.alive_s >= moved)
+        assert receiver.is_moving(), "it looked at the log again"
+    assert not receiver.is_moving(), "its followers have ended"
+
+
+def test_a_volume_deleted_at_its_source_stays_and_gives_up_its_name(replica: ReplicaPool) -> None:
+    log = ObjectLog(MemoryStore(), create=True)
+    old, new = (SourceVolume(seed, SIZE, name="vm1") for seed in (1, 2))
+    old.transaction(old.scribble())
+    old.put(VolumeDeleted(old.now_ns))
+    old.publish(log)
+    config = ReceiverConfig(replica.folder, "log")
+    (volume,) = Receiver(config, surroundings(replica, log, io.StringIO())).catch_up()
+    assert (volume["state"], volume["severity"], volume["deleted"]) == ("DELETED", 0, True)
+    reopened(replica)
+    new.transaction(new.scribble())
+    new.publish(log)
+    Receiver(config, surroundings(replica, log, io.StringIO())).catch_up()
+    reopened(replica)
+    assert [each.name for each in replica.pool.view().volumes] == ["vm1", f"vm1.deleted-{str(old.uuid)[:8]}"]
+    assert [assert_prefix(replica, each) for each in (old, new)] == [1, 1]
 
 
 def test_systemd_hears_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 from uuid import UUID
 
 import pytest
@@ -12,9 +13,14 @@ from receiver.apply import ApplySettings
 from receiver.retain import ROUND_POINTS, Retainer
 from receiver.verify import Target, Verified, verify_point
 from replicator.errors import NotFoundError
+from replicator.events.bodies import PointLabelled
+from replicator.events.values import StateName
+from replicator.history.points import RestorePoint
 from replicator.history.retention import RetentionPolicy
 from replicator.log.object_log import ObjectLog
 from replicator.pool.catalogue_schema import Purpose, Snapshot
+from replicator.pool.interface import Pool, Switch
+from replicator.repository.labelling import label_point
 from replicator.units import GIB
 from tests.support.receivers import follower, memory_log
 from tests.support.replica_pools import ReplicaPool
@@ -68,6 +74,44 @@ def test_retired_ones_are_deleted_and_never_under_a_reader(replica: ReplicaPool)
         retainer.round(replica.pool)
     assert [each.number for each in points(replica, source.uuid)] == [6]
     assert sorted(each.number for each in replica.pool.points(source.uuid, 99)) == [1, 2, 3, 4, 5, 6]
+
+
+class Rival:
+    """A pool between whose next view and switch a person labels a point."""
+
+    def __init__(self, pool: Pool, point: RestorePoint) -> None:
+        self._pool, self._point, self._done = pool, point, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pool, name)
+
+    def switch(self, switch: Switch) -> int:
+        if not self._done:
+            self._done = True
+            label_point(self._pool, self._point, "precious")
+        return self._pool.switch(switch)
+
+
+def test_a_label_given_while_points_retire_is_kept_and_keeps_its_point(replica: ReplicaPool) -> None:
+    source = random_source(2, SIZE, 4, resizing=False)
+    applied(replica, source, DENSE)
+    (_, second, *_) = [each.restore_point() for each in points(replica, source.uuid)]
+    policy = RetentionPolicy(materialise_every_s=1, keep_all_days=0, hourly_days=0, daily_days=0)
+    Retainer(policy, lambda: source.now_ns + 1).round(cast("Pool", Rival(replica.pool, second)))
+    kept = points(replica, source.uuid)
+    assert [(each.number, each.labels) for each in kept] == [(2, ("precious",)), (4, ())]
+
+
+def test_a_label_from_the_source_and_one_from_a_person_at_once(replica: ReplicaPool) -> None:
+    source = random_source(2, SIZE, 3, resizing=False)
+    log = applied(replica, source, DENSE)
+    (_, second, *_) = [each.restore_point() for each in points(replica, source.uuid)]
+    source.put(PointLabelled(StateName(1, 2, second.digest), "friday", source.now_ns))
+    source.publish(log)
+    follower(replica, source, log, pool=cast("Pool", Rival(replica.pool, second))).follow(None)
+    assert points(replica, source.uuid)[1].labels == ("precious", "friday")
+    (remembered,) = [each for each in replica.pool.points(source.uuid, 9) if each.number == 2]
+    assert remembered.labels == ("precious", "friday")
 
 
 def test_a_round_is_bounded_and_a_killed_one_goes_on(replica: ReplicaPool) -> None:

@@ -1,4 +1,4 @@
-"""The receiver's clock and patience: what its threads wait by, ended all at once by a stop.
+"""A daemon's clock and patience: what its threads wait by, ended all at once by a stop.
 
 A Waiter as log/interface knows it; tests drive one of their own.
 """

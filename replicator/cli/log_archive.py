@@ -1,0 +1,118 @@
+"""`replicator log archive`: a log's events into another log for good, once or as a daemon. Over repository/archive."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import ExitStack, closing
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from replicator.cli.show import DURATION, json_option, print_json, print_table
+from replicator.errors import ReplicatorError, UsageError
+
+if TYPE_CHECKING:
+    from replicator.exporter.journal import Journal
+    from replicator.repository.archive import Copied
+
+
+@click.command("archive")
+@click.argument("url", metavar="LOG")
+@click.argument("target", metavar="TO")
+@click.argument("volumes", nargs=-1, metavar="[VOLUME]...")
+@click.option("--follow", is_flag=True, help="Go on until stopped: a daemon.")
+@click.option("--every", type=DURATION, default="1s", help="With --follow, how often to look (1s).")
+@click.option("--name", default="archive", help="Registered as that beside LOG: nothing is trimmed before.")
+@click.option("--no-register", is_flag=True, help="Don't register there.")
+@json_option
+def archive_log(
+    url: str,
+    target: str,
+    volumes: tuple[str, ...],
+    follow: bool,
+    every: float,
+    name: str,
+    no_register: bool,
+    as_json: bool,
+) -> None:
+    """Copy a log's events into another log, made where nothing is; goes on where it left off.
+
+    \b
+    replicator log archive kafka://broker:9092/site-a /srv/archive
+    replicator log archive kafka://broker:9092/site-a s3://backups/site-a --follow
+    """
+    from replicator.exporter.journal import Journal, notify_systemd
+    from replicator.exporter.signals import stopped_by_signals
+    from replicator.log.opening import log_url, open_log
+    from replicator.repository.archive import Archiver
+    from replicator.repository.patience import StopWaiter
+
+    if log_url(url) == log_url(target):
+        raise UsageError(f"{target} is the log itself", mend="name another directory, bucket or broker to copy to")
+    waiter = StopWaiter()
+    with ExitStack() as stack:
+        source = stack.enter_context(closing(open_log(url)))
+        made = stack.enter_context(closing(open_log(target, create=True)))
+        archiver = stack.enter_context(
+            Archiver(source, made, waiter, time.time_ns, volumes, None if no_register else name)
+        )
+        if not follow:
+            _tell(url, target, archiver.round(), as_json)
+            return
+        stack.enter_context(stopped_by_signals(waiter.stop))
+        journal = Journal(sys.stderr, time.time_ns)
+        journal.info("archive started", source=url, target=target)
+        notify_systemd("READY=1")
+        archiver.follow(every, _Told(journal))
+
+
+class _Told:
+    """Tells the journal what came, and each trouble once; feeds systemd's watchdog."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._troubles: dict[tuple[Any, int], str] = {}
+        self._away = ""
+
+    def __call__(self, copied: list[Copied], away: ReplicatorError | None) -> None:
+        from replicator.exporter.journal import notify_systemd
+
+        notify_systemd("WATCHDOG=1")
+        if away is not None and away.message != self._away:
+            self._journal.warning("log unreachable", reason=away.message, mend=away.mend)
+        self._away = away.message if away is not None else ""
+        for each in copied:
+            key = (each.volume, each.timeline)
+            if each.error is None:
+                self._troubles.pop(key, None)
+            elif self._troubles.get(key) != each.error.message:
+                self._troubles[key] = each.error.message
+                mend = each.error.mend
+                self._journal.warning("not archived", volume=each.name, reason=each.error.message, mend=mend)
+            if each.event_count:
+                self._journal.info("archived", volume=each.name, events=each.event_count, number=each.number)
+
+
+def _tell(url: str, target: str, copied: list[Copied], as_json: bool) -> None:
+    """What one round did; raises the first stream's error at the end."""
+    if as_json:
+        documents = [
+            {
+                "volume": each.name,
+                "uuid": str(each.volume),
+                "timeline": each.timeline,
+                "events": each.event_count,
+                "number": each.number,
+                "sequence": each.sequence,
+                "error": each.error.message if each.error else None,
+            }
+            for each in copied
+        ]
+        print_json({"from": url, "to": target, "streams": documents})
+    else:
+        rows = [(each.name, each.timeline, each.event_count, each.number, each.sequence) for each in copied]
+        print_table(("VOLUME", "TIMELINE", "COPIED", "POINT", "EVENTS"), rows)
+    failed = next((each.error for each in copied if each.error is not None), None)
+    if failed is not None:
+        raise failed

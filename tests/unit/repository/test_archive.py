@@ -1,0 +1,280 @@
+"""A log copied into another, event by event, as they are: resumable anywhere, and never another history."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from replicator.errors import ReplicatorError, UnavailableError
+from replicator.events.beacon import Beacon
+from replicator.events.stream_errors import ForkError, OtherHistoryError, StreamConflictError
+from replicator.log.errors import LostEndError, TrimmedError
+from replicator.log.interface import Log
+from replicator.log.object_log import ObjectLog, directory_log
+from replicator.repository.archive import RENEW_S, Archiver, Copied
+from replicator.repository.verify import verify_volume
+from tests.support.command_line import Command, runner
+from tests.support.faulty_log import FaultyLog, KilledError, LogFault
+from tests.support.hostile_log import hostile
+from tests.support.manual_waiter import ManualWaiter
+from tests.support.memory_objects import MemoryStore
+from tests.support.replica_streams import SourceVolume, random_source
+
+SIZE = 12 * 65536
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    return runner(capsys)
+
+
+def archiver(source: Log, target: Log, *, waiter: ManualWaiter | None = None, names: Sequence[str] = ()) -> Archiver:
+    return Archiver(source, target, waiter or ManualWaiter(), lambda: 7, names)
+
+
+def memory() -> ObjectLog:
+    return ObjectLog(MemoryStore(), create=True)
+
+
+def events(log: Log, volume: UUID, timeline: int = 1) -> list[bytes]:
+    return [bytes(event.encoded) for event in log.reader(volume, timeline).read(1)]
+
+
+def beacon_of(source: SourceVolume) -> Beacon:
+    state = source.state
+    assert state.committed is not None
+    return Beacon(state.volume, state.timeline, state.epoch, state.sequence, state.committed.number, state.digest, 8, 9)
+
+
+def test_it_is_exact_and_goes_on_where_it_left_off(tmp_path: Path) -> None:
+    source, target = memory(), directory_log(tmp_path / "archive", create=True)
+    volumes = [random_source(seed, SIZE, 6) for seed in (1, 2)]
+    for number, each in enumerate(volumes):
+        each.publish(source)
+        source.write_beacon(beacon_of(each))
+        with archiver(source, target) as copying:
+            copied = copying.round()
+        assert [row.event_count for row in copied if row.volume == each.uuid] == [each.state.sequence]
+        assert sum(row.event_count for row in copied) == each.state.sequence, f"of volume {number} alone"
+    with archiver(source, target) as copying:
+        assert [row.event_count for row in copying.round()] == [0, 0]
+    for each in volumes:
+        assert events(source, each.uuid) == events(target, each.uuid)
+        assert target.reader(each.uuid, 1).tail() == each.state
+        assert target.read_beacon(each.uuid) == source.read_beacon(each.uuid)
+        assert not verify_volume(target, each.uuid).findings
+        (registration,) = source.registrations(each.uuid)
+        assert (registration.name, registration.sequence) == ("archive", each.state.sequence)
+
+
+@pytest.mark.parametrize("fault", list(LogFault))
+def test_whatever_fails_in_the_target_it_goes_on(fault: LogFault) -> None:
+    volume, source = random_source(5, SIZE, 4), memory()
+    volume.publish(source)
+    at, met = 0, True
+    while met:
+        at += 1
+        target = memory()
+        faulty = FaultyLog(target, at, fault)
+        try:
+            with archiver(source, faulty) as copying:
+                copying.round()
+        except KilledError:
+            pass
+        met = faulty.met
+        with archiver(source, target) as copying:
+            assert not [row.error for row in copying.round() if row.error]
+        assert events(source, volume.uuid) == events(target, volume.uuid), f"{fault} at {at}"
+    assert at > 5
+
+
+def test_an_open_transaction_is_copied_too_and_gone_on_with() -> None:
+    volume, source, target = SourceVolume(3, SIZE), memory(), memory()
+    volume.transaction(volume.scribble())
+    volume.begin()
+    volume.publish(source)
+    with archiver(source, target) as copying:
+        copying.round()
+        assert target.reader(volume.uuid, 1).tail() == volume.state
+        volume.scribble()
+        volume.put_changes(set())
+        volume.commit()
+        volume.publish(source)
+        copying.round()
+    assert events(source, volume.uuid) == events(target, volume.uuid)
+
+
+def test_two_archivers_into_one_log() -> None:
+    """One place, one winner; the other settles, finds the same events, and goes on."""
+    volume, source, target = SourceVolume(3, SIZE), memory(), memory()
+    volume.transaction(volume.scribble())
+    volume.publish(source)
+    with archiver(source, target) as one, archiver(source, target) as other:
+        for _ in range(3):
+            assert not [row.error for copying in (one, other) for row in copying.round() if row.error]
+            volume.transaction(volume.scribble())
+            volume.publish(source)
+        assert not [row.error for copying in (other, one) for row in copying.round() if row.error]
+    assert events(source, volume.uuid) == events(target, volume.uuid)
+
+
+def error_of(copied: list[Copied]) -> Exception:
+    (error,) = [row.error for row in copied if row.error]
+    return error
+
+
+def test_a_source_that_lost_its_end_is_told_and_nothing_is_lost() -> None:
+    volume, target = random_source(7, SIZE, 3), memory()
+    shorter, whole = memory(), memory()
+    cut = volume.state.sequence - 4
+    events_all = list(volume.events)
+    with shorter.writer(volume.uuid, 1) as writer:
+        writer.append(writer.state.link, events_all[:cut])
+        writer.sync()
+    volume.publish(whole)
+    with archiver(whole, target) as copying:
+        copying.round()
+    with archiver(shorter, target) as copying:
+        assert isinstance(error_of(copying.round()), LostEndError)
+    assert events(target, volume.uuid) == events(whole, volume.uuid)
+
+
+def test_another_history_is_refused(tmp_path: Path) -> None:
+    one, other, target = SourceVolume(1, SIZE), SourceVolume(2, SIZE, uuid=SourceVolume(1, SIZE).uuid), memory()
+    for each in (one, other):
+        each.transaction(each.scribble())
+        log = memory()
+        each.publish(log)
+        with archiver(log, target) as copying:
+            copied = copying.round()
+    assert isinstance(error_of(copied), StreamConflictError)
+    other.transaction(other.scribble())
+    log = memory()
+    again = SourceVolume(2, SIZE, uuid=one.uuid)
+    for _ in range(3):
+        again.transaction(again.scribble())
+    again.publish(log)
+    with archiver(log, target) as copying:
+        assert isinstance(error_of(copying.round()), ForkError | OtherHistoryError)
+    assert target.reader(one.uuid, 1).tail() == one.state
+
+
+def test_what_was_trimmed_before_it_was_copied_is_named() -> None:
+    volume, source, target = SourceVolume(3, SIZE), memory(), memory()
+    for _ in range(4):
+        volume.transaction(volume.scribble())
+        volume.publish(source)
+    with archiver(source, target) as copying:
+        copying.round()
+    source.forget(volume.uuid, source.registrations(volume.uuid)[0].receiver)
+    copied_to = volume.state.sequence
+    for _ in range(3):
+        volume.transaction(volume.scribble())
+        volume.publish(source)
+    source.trim(volume.uuid, 1, volume.state.sequence)
+    with archiver(source, target) as copying:
+        assert isinstance(error_of(copying.round()), TrimmedError)
+    assert target.reader(volume.uuid, 1).tail().sequence == copied_to
+    with archiver(source, memory()) as copying:
+        assert isinstance(error_of(copying.round()), TrimmedError)
+
+
+def test_it_holds_back_trimming_while_it_is_registered() -> None:
+    volume, source, target = SourceVolume(3, SIZE), memory(), memory()
+    volume.transaction(volume.scribble())
+    volume.publish(source)
+    with archiver(source, target) as copying:
+        copying.round()
+    held = volume.state.sequence
+    for _ in range(3):
+        volume.transaction(volume.scribble())
+        volume.publish(source)
+    assert source.trim(volume.uuid, 1, volume.state.sequence) <= held + 1
+    with archiver(source, target) as copying:
+        copying.round()
+    assert target.reader(volume.uuid, 1).tail() == volume.state
+
+
+def test_a_source_that_shows_nothing_any_more_is_away() -> None:
+    volume, target, store = SourceVolume(3, SIZE), memory(), MemoryStore()
+    source = ObjectLog(store, create=True)
+    volume.publish(source)
+    with archiver(source, target) as copying:
+        copying.round()
+        store.objects.clear()
+        with pytest.raises(UnavailableError, match="shows none now"):
+            copying.round()
+
+
+class Away(FaultyLog):
+    """A log that is away for its first operations."""
+
+    def __init__(self, log: Log, count: int) -> None:
+        super().__init__(log, 1, LogFault.AWAY_BEFORE, count)
+
+
+def test_the_daemon_goes_on_through_everything() -> None:
+    """The source is away at first; events come while it follows; it ends at a stop with all that stands."""
+    volume, source, target = SourceVolume(3, SIZE), memory(), memory()
+    volume.transaction(volume.scribble())
+    volume.publish(source)
+    steps: list[Copied] = []
+    away: list[ReplicatorError] = []
+
+    def told(copied: list[Copied], error: ReplicatorError | None) -> None:
+        steps.extend(copied)
+        away.extend([error] if error else [])
+
+    def more() -> None:
+        volume.transaction(volume.scribble())
+        volume.publish(source)
+
+    def half() -> None:
+        volume.begin()
+        volume.publish(source)
+
+    waiter = ManualWaiter(lambda: None, more, lambda: None, more, half, stop_after=8)
+    with archiver(Away(source, 2), target, waiter=waiter) as copying:
+        copying.follow(RENEW_S, told)
+    assert len(away) == 2, "told of each round in which the source was away"
+    assert not [row.error for row in steps if row.error and not isinstance(row.error, UnavailableError)]
+    assert sum(row.event_count for row in steps) >= volume.state.sequence
+    assert events(source, volume.uuid) == events(target, volume.uuid)
+    assert [each.sequence for each in source.registrations(volume.uuid)] == [volume.state.sequence]
+
+
+def test_what_a_broker_let_through_is_not_in_the_archive() -> None:
+    volume, source, target = SourceVolume(3, SIZE), memory(), memory()
+    volume.transaction(volume.scribble())
+    zombie = SourceVolume(9, SIZE, uuid=volume.uuid)
+    zombie.transaction(zombie.scribble(20))
+    before = volume.state.sequence
+    volume.reopen()
+    volume.transaction(volume.scribble())
+    every = list(volume.events)
+    volume.publish(source)
+    old = [event for event in zombie.events if event.header.sequence > 2]
+    between = {before + 1: [*old, every[2]], volume.state.sequence: every[before:]}
+    with archiver(hostile(source, between), target) as copying:
+        assert not [row.error for row in copying.round() if row.error]
+    assert events(target, volume.uuid) == events(source, volume.uuid)
+
+
+def test_the_command(tmp_path: Path, command: Command) -> None:
+    log = directory_log(tmp_path / "log", create=True)
+    volumes = [random_source(seed, SIZE, 2, resizing=False) for seed in (1, 2)]
+    for each in volumes:
+        each.publish(log)
+    document = command("log", "archive", tmp_path / "log", tmp_path / "copy", "--json").document
+    assert [row["events"] for row in document["streams"]] == [
+        each.state.sequence for each in sorted(volumes, key=lambda each: each.uuid)
+    ]
+    assert "COPIED" in command("log", "archive", tmp_path / "log", tmp_path / "copy", str(volumes[0].uuid)).out
+    command("log", "archive", tmp_path / "log", tmp_path / "log", code=2)
+    command("log", "archive", tmp_path / "none", tmp_path / "copy", code=5)
+    command("log", "archive", tmp_path / "log", tmp_path / "copy", "nobody", code=5)
+    command("log", "verify", tmp_path / "copy")
+    assert len(command("log", "list", tmp_path / "copy", "--json").document) == 2
