@@ -116,6 +116,10 @@ class Appender:
         if self._writer is not None:
             self._hear(self._writer.sync)
 
+    def doubt(self) -> None:
+        """The log isn't what we thought: `settle` comes first (A2)."""
+        self._forget()
+
     def close(self) -> None:
         """Let go; what isn't durable is dropped."""
         self._forget()

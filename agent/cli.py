@@ -1,4 +1,4 @@
-"""`replicator agent`: run, publish, status, snapshot, pause, resume, stop.
+"""`replicator agent`: run, publish, status, snapshot, pause, resume, rebase, stop.
 
 Added to the command line by the entry point `agent` of `replicator.commands`. Modules are imported by the command that
 needs them, so that help is there at once.
@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from replicator.cli.show import DURATION, SIZE, json_option, print_json
+from replicator.cli.show import DURATION, SIZE, confirm, json_option, print_json
 
 if TYPE_CHECKING:
     from agent.config import AgentConfig
+    from agent.published import Published
 
 STOP_S = 300.0
 """How long `agent stop` waits: an event under way, and the exporter's last commit."""
@@ -42,9 +43,13 @@ def agent() -> None:
 @click.argument("pool", type=click.Path(path_type=Path), required=False)
 @click.option("--log", "log", help="Where to publish: a directory, or a URL.")
 @click.option("--listen", multiple=True, metavar="ADDRESS", help="unix:PATH or tcp:HOST:PORT; may come again.")
-@click.option("--interval", type=DURATION, help="Between two cuts (1s).")
+@click.option("--interval", type=DURATION, help="Between two cuts (1s; 10s where the log is on S3).")
+@click.option("--cron", metavar="EXPRESSION", help="Cut at these times instead, as in '0 2 * * *'.")
 @click.option("--volume", "volumes", multiple=True, metavar="NAME", help="Only this volume; may come again.")
 @click.option("--bandwidth", type=SIZE, help="Bytes a second to the log, at most.")
+@click.option("--when-full", type=click.Choice(["drop-base", "stop-writes"]), help="What gives way (drop-base).")
+@click.option("--attest", type=DURATION, help="How often replicas are given hashes of the whole volume (never).")
+@click.option("--adopt", is_flag=True, help="Wait for an exporter that another unit starts.")
 @click.option("--level", type=int, help="zstd level (1).")
 @click.option("--group", "socket_group", help="Unix group that may use the sockets.")
 @click.option("--tls-certificate", help="PEM file; offers TLS on tcp addresses.")
@@ -69,6 +74,7 @@ def _config(flags: dict[str, Any]) -> AgentConfig:
     from dataclasses import replace
 
     from agent.config import AgentConfig, load_config
+    from agent.relief import WhenFull
     from replicator.errors import UsageError
 
     path, pool, log = flags["config_path"], flags["pool"], flags["log"]
@@ -76,12 +82,16 @@ def _config(flags: dict[str, Any]) -> AgentConfig:
         raise UsageError("an agent needs a pool and a log", mend="POOL --log LOG, or --config FILE")
     config = load_config(path) if path is not None else AgentConfig(pool, log)
     given = {"pool": pool, "log": log, "interval_s": flags["interval"], "bandwidth_bytes_s": flags["bandwidth"]}
-    given |= {name: flags[name] for name in ("level", "socket_group", "listen", "volumes")}
+    given |= {name: flags[name] for name in ("cron", "level", "socket_group", "listen", "volumes")}
+    given |= {"when_full": WhenFull(flags["when_full"]) if flags["when_full"] else None, "attest_s": flags["attest"]}
+    given |= {"adopt": flags["adopt"] or None}
     tls = {name: flags[f"tls_{name}"] for name in ("certificate", "key", "ca") if flags[f"tls_{name}"]}
     if flags["tls_required"]:
         tls["required"] = "yes"
     given["tls"] = tls or None
     changes: dict[str, Any] = {name: value for name, value in given.items() if value not in (None, ())}
+    if (flags["interval"] is None) != (flags["cron"] is None):  # one of them on the command line replaces the file's
+        changes |= {"interval_s": flags["interval"], "cron": flags["cron"]}
     return replace(config, **changes)
 
 
@@ -91,15 +101,17 @@ def _config(flags: dict[str, Any]) -> AgentConfig:
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--label", "labels", multiple=True, help="A label of the restore point; may come again.")
 @json_option
-def publish(pool: Path, log: str, names: tuple[str, ...], labels: tuple[str, ...], as_json: bool) -> None:
+def publish(pool: Path, log: str, names: tuple[str, ...], labels: tuple[str, ...], as_json: bool) -> int:
     """One cut, published, and done: the incremental backup job for cron.
+
+    A volume that is refused keeps no other from being published; the exit code is that of the worst.
 
     \b
     replicator agent publish /srv/pool --log /mnt/log
     """
-    from agent.running import publish_once
+    from agent.job import publish_once
 
-    _show_points(publish_once(pool, log, names, labels), as_json)
+    return _show_published(publish_once(pool, log, names, labels), as_json)
 
 
 @agent.command()
@@ -107,7 +119,7 @@ def publish(pool: Path, log: str, names: tuple[str, ...], labels: tuple[str, ...
 @json_option
 def status(pool: Path, as_json: bool) -> None:
     """What would be lost now, since when, and what mends it."""
-    from agent.running import status_of
+    from agent.job import status_of
     from agent.status import text
 
     found = status_of(pool)
@@ -122,12 +134,13 @@ def status(pool: Path, as_json: bool) -> None:
 @click.argument("volumes", nargs=-1, metavar="[VOLUME]...")
 @click.option("--label", "labels", multiple=True, help="A label of the restore point; may come again.")
 @json_option
-def snapshot(pool: Path, volumes: tuple[str, ...], labels: tuple[str, ...], as_json: bool) -> None:
+def snapshot(pool: Path, volumes: tuple[str, ...], labels: tuple[str, ...], as_json: bool) -> int:
     """A cut now; it is in the log when this returns."""
     from agent.daemon import SNAPSHOT_S
+    from agent.published import Published
 
     arguments = {"volumes": list(volumes), "labels": list(labels)}
-    _show_points(_ask(pool, "snapshot", SNAPSHOT_S + 10, **arguments)["points"], as_json)
+    return _show_published(Published.answered(_ask(pool, "snapshot", SNAPSHOT_S + 10, **arguments)), as_json)
 
 
 @agent.command()
@@ -150,12 +163,42 @@ def resume(pool: Path, volumes: tuple[str, ...], as_json: bool) -> None:
 
 @agent.command()
 @_POOL
+@click.argument("volume")
+@click.option(
+    "--from-log", "way", flag_value="from-log", help="Go on behind the log's end; the rest is found by hashes."
+)
+@click.option("--new-timeline", "way", flag_value="new-timeline", help="Go on, on a timeline of this pool's own.")
+@click.option("--log", "log", help="The log, if the pool doesn't remember it.")
+@click.option("--yes", is_flag=True, help="Don't ask.")
+@json_option
+def rebase(pool: Path, volume: str, way: str | None, log: str | None, yes: bool, as_json: bool) -> None:
+    """Give a pool and a log that tell different histories a common base again.
+
+    \b
+    replicator agent rebase /srv/pool vm1 --from-log
+    """
+    from agent.job import rebase as rebased
+    from replicator.errors import UsageError
+
+    if way is None:
+        raise UsageError("which history goes on?", mend="--from-log (the log's), or --new-timeline (both)")
+    told = "whoever publishes it elsewhere is fenced" if way == "from-log" else "the log's present timeline ends"
+    confirm(f"{volume}: {told}. Go on?", yes)
+    done = rebased(pool, log, volume, new_timeline=way == "new-timeline")
+    if as_json:
+        print_json({"done": done})
+    else:
+        click.echo(done)
+
+
+@agent.command()
+@_POOL
 @json_option
 def stop(pool: Path, as_json: bool) -> None:
     """A clean stop: what was sent stays, the rest is sent by the next start."""
     import time
 
-    from agent.daemon import SOCKET_NAME
+    from agent.job import SOCKET_NAME
     from replicator.errors import UnavailableError
     from replicator.pool.sockets import connect
 
@@ -177,7 +220,7 @@ def stop(pool: Path, as_json: bool) -> None:
 
 def _ask(pool: Path, method: str, timeout_s: float, **arguments: Any) -> dict[str, Any]:
     """The running agent's answer; NotFoundError where none runs."""
-    from agent.running import ask_agent
+    from agent.job import ask_agent
 
     return ask_agent(pool, method, timeout_s, **arguments)
 
@@ -192,11 +235,16 @@ def _show_change(pool: Path, method: str, volumes: tuple[str, ...], as_json: boo
         click.echo(text(found))
 
 
-def _show_points(points: list[dict[str, Any]], as_json: bool) -> None:
+def _show_published(published: Published, as_json: bool) -> int:
+    for each in published.failed:
+        click.echo(f"{each['volume']}: {each['message']}", err=True)
+        if each.get("mend"):
+            click.echo(f"  {each['mend']}", err=True)
     if as_json:
-        print_json(points)
-        return
-    for point in points:
+        print_json(published.points)
+        return published.exit_code
+    for point in published.points:
         what = "in the log" if point["changed"] or point["labels"] else "nothing changed since"
         labels = f" ({', '.join(point['labels'])})" if point["labels"] else ""
         click.echo(f"{point['volume']}@{point['number']}{labels}: {what}")
+    return published.exit_code

@@ -19,44 +19,60 @@ from pathlib import Path
 from typing import Any
 
 from agent.hooks import Hooks
+from agent.relief import WhenFull
+from agent.schedule import Cron, Every, Schedule
 from replicator.errors import NotFoundError, UsageError
 from replicator.history.names import check_name
 from replicator.history.points import Consistency
+from replicator.log.pace import default_interval_s
 from replicator.units import parse_duration, parse_size
 
 CONFIG_BYTES_MAX = 1 << 20
 """A file of a thousand groups is a tenth of that."""
 
-INTERVAL_S_MIN = 0.05
 LEVEL_MAX = 19
+ATTEST_S_MIN = 60.0
 THREADS_MAX = 64
 DEFAULT_PATH = Path("/etc/replicator/agent.toml")
 
-_TOP = ("pool", "log", "listen", "interval", "volumes", "bandwidth", "level", "threads", "socket_group")
+_TOP = (
+    *("pool", "log", "listen", "interval", "cron", "volumes", "bandwidth", "level", "threads", "socket_group"),
+    *("when_full", "attest", "adopt"),
+)
 _TABLES = {
     "tls": ("certificate", "key", "ca", "required"),
     "hooks": ("freeze", "thaw", "limit", "consistency"),
-    "group": ("name", "volumes", "interval"),
+    "group": ("name", "volumes", "interval", "cron"),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class GroupConfig:
-    """Volumes with one cut."""
+    """Volumes with one cut; without an interval or cron expression of their own, as the agent says."""
 
     name: str
     volumes: tuple[str, ...]
-    interval_s: float
+    interval_s: float | None = None
+    cron: str | None = None
+
+    def schedule(self, default: Schedule) -> Schedule:
+        """When they are cut."""
+        return _schedule(self.interval_s, self.cron) or default
 
 
 @dataclass(frozen=True, slots=True)
 class AgentConfig:
-    """Everything an agent needs to know; `volumes` empty: all that aren't in a group."""
+    """Everything an agent needs to know; `volumes` empty: all that aren't in a group.
+
+    Without `interval_s` and `cron` the kind of log decides (log/pace). `attest_s` None: volumes are never attested.
+    `adopt`: the exporter is another unit's to start; the agent waits for it.
+    """
 
     pool: Path
     log: str
     listen: tuple[str, ...] = ()
-    interval_s: float = 1.0
+    interval_s: float | None = None
+    cron: str | None = None
     volumes: tuple[str, ...] = ()
     bandwidth_bytes_s: int | None = None
     level: int = 1
@@ -65,11 +81,15 @@ class AgentConfig:
     tls: Mapping[str, str] = field(default_factory=dict)
     hooks: Hooks = field(default_factory=Hooks)
     groups: tuple[GroupConfig, ...] = ()
+    when_full: WhenFull = WhenFull.DROP_BASE
+    attest_s: float | None = None
+    adopt: bool = False
 
     def __post_init__(self) -> None:
-        for interval_s in (self.interval_s, *(group.interval_s for group in self.groups)):
-            if interval_s < INTERVAL_S_MIN:
-                raise UsageError(f"an interval of {interval_s:g} s is too short", mend="take 50ms or more")
+        for schedule in (self.schedule, *(group.schedule(self.schedule) for group in self.groups)):
+            assert schedule.late_s > 0, "each was made, and so checked"
+        if self.attest_s is not None and self.attest_s < ATTEST_S_MIN:
+            raise UsageError(f"attesting every {self.attest_s:g} s is too often", mend="take 1m or more; 7d is usual")
         if not 1 <= self.level <= LEVEL_MAX:
             raise UsageError(f"compression level {self.level} isn't between 1 and {LEVEL_MAX}")
         if not 1 <= self.threads <= THREADS_MAX:
@@ -79,10 +99,23 @@ class AgentConfig:
         if twice:
             raise UsageError(f"volume {twice[0]} is in two groups", mend="a volume is cut with one group only")
 
+    @property
+    def schedule(self) -> Schedule:
+        """When volumes are cut that are in no group; UsageError for one that can't be."""
+        return _schedule(self.interval_s, self.cron) or Every(default_interval_s(self.log))
+
     def effective(self) -> dict[str, Any]:
         """What it comes to, as plain objects: `config show --effective`."""
         plain = dataclasses.asdict(self)
-        return {**plain, "pool": str(self.pool), "tls": dict(self.tls)}
+        return {**plain, "pool": str(self.pool), "tls": dict(self.tls), "schedule": str(self.schedule)}
+
+
+def _schedule(interval_s: float | None, cron: str | None) -> Schedule | None:
+    if interval_s is not None and cron is not None:
+        raise UsageError("an interval and a cron expression exclude each other", mend="give one of them")
+    if cron is not None:
+        return Cron(cron)
+    return None if interval_s is None else Every(interval_s)
 
 
 def load_config(path: Path) -> AgentConfig:
@@ -107,12 +140,12 @@ def config_of(tables: Mapping[str, Any]) -> AgentConfig:
     """The configuration that the parsed `tables` say."""
     _refuse_unknown("", tables, (*_TOP, *_TABLES))
     reader = _Reader("", tables)
-    interval_s = reader.duration("interval", 1.0)
     return AgentConfig(
         pool=Path(reader.required("pool")),
         log=reader.required("log"),
         listen=reader.texts("listen"),
-        interval_s=interval_s,
+        interval_s=reader.optional_duration("interval"),
+        cron=reader.text("cron"),
         volumes=reader.texts("volumes"),
         bandwidth_bytes_s=reader.size("bandwidth"),
         level=reader.number("level", 1),
@@ -120,7 +153,10 @@ def config_of(tables: Mapping[str, Any]) -> AgentConfig:
         socket_group=reader.text("socket_group"),
         tls=_tls(reader.table("tls")),
         hooks=_hooks(reader.table("hooks")),
-        groups=tuple(_group(table, interval_s) for table in reader.tables("group")),
+        groups=tuple(_group(table) for table in reader.tables("group")),
+        when_full=_when_full(reader.text("when_full") or WhenFull.DROP_BASE),
+        attest_s=reader.optional_duration("attest"),
+        adopt=reader.flag("adopt"),
     )
 
 
@@ -142,11 +178,19 @@ def _hooks(reader: _Reader) -> Hooks:
     return Hooks(freeze, thaw, reader.duration("limit", 10.0), Consistency(worth))
 
 
-def _group(reader: _Reader, interval_s: float) -> GroupConfig:
+def _when_full(word: str) -> WhenFull:
+    try:
+        return WhenFull(word)
+    except ValueError:
+        raise UsageError(f"when_full {word!r} is neither {' nor '.join(WhenFull)}") from None
+
+
+def _group(reader: _Reader) -> GroupConfig:
     volumes = reader.texts("volumes")
     if not volumes:
         raise UsageError("a group has volumes", mend='[[group]] name = "db", volumes = ["data", "wal"]')
-    return GroupConfig(check_name(reader.required("name")), volumes, reader.duration("interval", interval_s))
+    name = check_name(reader.required("name"))
+    return GroupConfig(name, volumes, reader.optional_duration("interval"), reader.text("cron"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +240,10 @@ class _Reader:
         value = self.text(key)
         return default_s if value is None else parse_duration(value)
 
+    def optional_duration(self, key: str) -> float | None:
+        value = self.text(key)
+        return None if value is None else parse_duration(value)
+
     def size(self, key: str) -> int | None:
         value = self.text(key)
         return None if value is None else parse_size(value.removesuffix("/s")) or None
@@ -228,11 +276,14 @@ TEMPLATE = """\
 pool = "/srv/replicator/pool"
 log = "/srv/replicator/log"                   # a directory; other places by their URL
 listen = ["unix:/run/replicator/nbd.sock"]    # where clients reach the volumes over NBD; or tcp:HOST:10809
-interval = "1s"                               # between two cuts: this is what may be lost
+interval = "1s"                               # between two cuts: what may be lost; or, instead, cron = "0 2 * * *"
 # volumes = ["vm1"]                           # only these; all others are left alone
 # bandwidth = "50MiB"                         # a second, at most, to the log
 # level = 1                                   # zstd; 3 saves 3 % for half as much time again
 # threads = 2                                 # that hash and compress
+# when_full = "drop-base"                     # or stop-writes: what gives way in a low pool while the log is away
+# attest = "7d"                               # how often replicas are given hashes of the whole volume, to find drift
+# adopt = true                                # wait for an exporter that another unit starts, and start none
 # socket_group = "replicator"                 # who may use the sockets besides their owner
 
 # [tls]                                       # for tcp addresses

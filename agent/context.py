@@ -5,6 +5,7 @@ Also the door to the pool's bytes: its devices opened read-only in this process,
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -23,13 +24,16 @@ from replicator.pool import origins
 from replicator.pool.catalogue_schema import Origin
 from replicator.pool.interface import Pool
 
+HOST_CHARACTERS_MAX = 200
+
 
 @dataclass(frozen=True, slots=True)
 class Context:
     """The world of one publisher.
 
     `pool` gives the pool, connected; `files` and `origin` open what is read for one transaction. `tell` is called after
-    each event (for beacons), `count` before bytes go out, `report` with what went wrong but didn't stop anything.
+    each event (for beacons), `count` before bytes go out, `report` with what went wrong but didn't stop anything,
+    `answered` when the log has just taken a beacon.
     """
 
     pool: Callable[[], Pool]
@@ -43,6 +47,7 @@ class Context:
     tell: Callable[[], None] = lambda: None
     count: Callable[[int], None] = lambda _: None
     report: Callable[[str], None] = lambda _: None
+    answered: Callable[[], None] = lambda: None
     level: int = LEVEL_DEFAULT
     threads: int = THREADS_DEFAULT
 
@@ -83,3 +88,8 @@ def _opened(path: Path) -> Iterator[BlockDevice]:
         yield device
     finally:
         device.close()
+
+
+def host_name() -> str:
+    """How this host is named in events."""
+    return socket.gethostname()[:HOST_CHARACTERS_MAX]

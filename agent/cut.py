@@ -12,32 +12,35 @@ cut}. All of it follows from the catalogue, so whoever resumes after a crash wri
 Invariants
   G1  A cut that finds nothing changed makes nothing; its instant is one at which the log held everything.
   G2  A labelled cut is published even when nothing changed.
+  G3  A cut of which a member turned out void makes no group's point: what is committed of it later carries no GroupCut,
+      and the member's number comes again with another cut.
+  G4  A round ends with a cut that each member's log has, or that was found unchanged: one that was let go of, since
+      the log had lost its end, is made again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID, uuid5
 
+from agent.append import LogAwayError
 from agent.context import Context
-from agent.decide import RefusedError
 from agent.hooks import Hooks
-from agent.publish import GroupOf, VolumePublisher
-from replicator.errors import NotFoundError
-from replicator.events.bodies import GroupCut
+from agent.publish import VolumePublisher
+from agent.rows import cuts_with
+from agent.transmit import GroupOf, StoppedError
+from replicator.errors import NotFoundError, ReplicatorError, UnavailableError
+from replicator.events.bodies import GroupCut, PointLabelled, VolumeAttested
 from replicator.events.state import StreamState
 from replicator.history.points import Consistency
 from replicator.pool.catalogue_schema import Prepared, Purpose, Role
 from replicator.pool.interface import CutMade, CutRequest
 from replicator.pool.view import CatalogueView
 
-
-class BaseGoneError(RefusedError):
-    """The snapshot that the next delta stands on isn't in the pool any more."""
-
-    kind = "base-gone"
+CUTS_MAX = 4
+"""Of one round: a second one is needed when the log turns out to have lost its end, more when it does so again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,7 @@ class Round:
     timestamp_ns: int
     made: bool
     tails: dict[UUID, StreamState]
+    failed: dict[UUID, ReplicatorError] = field(default_factory=dict)
 
 
 class GroupPublisher:
@@ -65,15 +69,51 @@ class GroupPublisher:
 
     def round(self, labels: tuple[str, ...] = ()) -> Round:
         """Settle, cut, publish."""
-        tails = self.settle_down()
-        with self._hooks.frozen(self._context.report) as consistency:
-            made = self._cut(tails, labels, consistency)
-        return Round(made.timestamp_ns, made.made, self.settle_down() if made.made else tails)
+        return self._round(labels, self.settle_down, {})
+
+    def round_each(self, labels: tuple[str, ...] = ()) -> Round:
+        """As `round`, for a job that ends: who can't be published leaves, and the others go on; `failed` says why.
+
+        Where nobody is left the first one's error is raised; so is whatever concerns them all.
+        """
+        failed: dict[UUID, ReplicatorError] = {}
+        return self._round(labels, lambda: self._settle_each(failed), failed)
+
+    def _round(
+        self,
+        labels: tuple[str, ...],
+        settle: Callable[[], dict[UUID, StreamState]],
+        failed: dict[UUID, ReplicatorError],
+    ) -> Round:
+        tails = settle()
+        for _ in range(CUTS_MAX):
+            with self._hooks.frozen(self._context.report) as consistency:
+                made = self._cut(tails, labels, consistency)
+            if not made.made:
+                return Round(made.timestamp_ns, False, tails, failed)
+            tails = settle()
+            if not any(member.lost_cut for member in self.members.values()):  # G4
+                return Round(made.timestamp_ns, True, tails, failed)
+        raise LogAwayError("the log changes under our hands: cuts are lost one after the other")
+
+    def _settle_each(self, failed: dict[UUID, ReplicatorError]) -> dict[UUID, StreamState]:
+        tails = {}
+        for uuid, member in list(self.members.items()):
+            try:
+                tails[uuid] = member.settle_down(self._group if self._name else None)
+            except (UnavailableError, StoppedError):
+                raise
+            except ReplicatorError as error:
+                failed[uuid] = error
+                self.only({uuid})
+        if not self.members:
+            raise next(iter(failed.values()))
+        return tails
 
     def _cut(self, tails: dict[UUID, StreamState], labels: tuple[str, ...], consistency: Consistency) -> CutMade:
         pool = self._context.pool()
         view = pool.view()
-        bases = [_base_of(view, uuid) for uuid in self.members]
+        bases = [base_of(view, uuid) for uuid in self.members]
         known = tuple(each for each in bases if each is not None)
         request = CutRequest(
             self._context.new_uuid(),
@@ -89,22 +129,37 @@ class GroupPublisher:
         )
         return pool.cut(request)
 
-    def _group(self, view: CatalogueView, prepared: Prepared) -> GroupCut:
-        """The group's part of the commit of `prepared`."""
-        pool = self._context.pool()
+    def _group(self, view: CatalogueView, prepared: Prepared) -> GroupCut | None:
+        """The group's part of the commit of `prepared`; None where a member of the cut turned out void (G3)."""
+        if not cuts_with(view, prepared):
+            return None
         members = tuple((uuid, self._number_at(view, uuid, prepared)) for uuid in self.members)
-        return GroupCut(uuid5(pool.view().pool.uuid, f"group {self._name}"), prepared.timestamp_ns, members)
+        return GroupCut(uuid5(view.pool.uuid, f"group {self._name}"), prepared.timestamp_ns, members)
 
     def _number_at(self, view: CatalogueView, uuid: UUID, cut: Prepared) -> int:
         """The member's N at this cut: what it prepared in it, unless that equals its last one."""
         prepared, position = view.prepared_of(uuid), view.position(uuid, Role.PUBLISHED)
         last = position.number if position else 0
-        if prepared is None or prepared.timestamp_ns != cut.timestamp_ns or prepared.base_dev_id is None:
-            return last if prepared is None or prepared.timestamp_ns != cut.timestamp_ns else prepared.number
-        both = self._context.pool().facts([prepared.base_dev_id, prepared.target_dev_id])
-        base, target = view.snapshot(prepared.base_dev_id), view.snapshot(prepared.target_dev_id)
+        if prepared is None or prepared.timestamp_ns != cut.timestamp_ns:
+            return last
+        there = {each.dev_id: each for each in view.snapshots_of(uuid, hidden=True)}
+        base, target = there.get(prepared.base_dev_id or -1), there.get(prepared.target_dev_id)
+        if base is None or target is None:
+            return prepared.number
+        both = self._context.pool().facts([base.dev_id, target.dev_id])
         same = len({each.root for each in both.values()}) == 1 and base.size_bytes == target.size_bytes
         return last if same and not target.labels else prepared.number
+
+    def say(self, uuid: UUID, body: PointLabelled | VolumeAttested) -> None:
+        """Append one fact about a point of a member's."""
+        self.members[uuid].say(body, self._group if self._name else None)
+
+    def rebase(self, act: Callable[[Context], str]) -> str:
+        """Have the pool's history changed between two rounds; what was done."""
+        self.look_again()
+        done = act(self._context)
+        self.members = {uuid: VolumePublisher(self._context, uuid) for uuid in self.members}
+        return done
 
     def look_again(self) -> None:
         """Read every member's tail again before the next step."""
@@ -127,20 +182,15 @@ class GroupPublisher:
             member.close()
 
 
-def _base_of(view: CatalogueView, uuid: UUID) -> int | None:
-    """The snapshot that the next delta stands on; None for a volume that was never published."""
+def base_of(view: CatalogueView, uuid: UUID) -> int | None:
+    """The snapshot that the next delta stands on; None where there is none: never published, or let go of."""
     position = view.position(uuid, Role.PUBLISHED)
     if position is None:
         return None
-    named = (position.timeline, position.number, position.digest)
     for each in view.snapshots_of(uuid):
-        if (each.timeline, each.number, each.digest) == named:
+        if (each.number, each.digest) == (position.number, position.digest):
             return each.dev_id
-    volume = view.volume(uuid).name
-    raise BaseGoneError(
-        f"volume {volume}: the snapshot of its last published transaction, {position.number}, is gone",
-        mend=f"replicator agent rebase POOL {volume} --from-log",
-    )
+    return None
 
 
 def published_volumes(view: CatalogueView, names: Sequence[str]) -> list[UUID]:

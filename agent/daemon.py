@@ -18,7 +18,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from datetime import UTC, datetime
+from datetime import UTC, datetime, tzinfo
 from typing import Any
 from uuid import UUID
 
@@ -26,12 +26,19 @@ from agent.backoff import Backoff
 from agent.clock import Clock
 from agent.config import AgentConfig
 from agent.context import Context, open_files, open_origin
-from agent.cut import points_of, published_volumes
+from agent.cut import points_of
 from agent.gather import Gatherer
+from agent.holder import PoolHolder
+from agent.job import SOCKET_NAME
+from agent.plans import plans_of, point_of
+from agent.published import failed_of
 from agent.ratelimit import TokenBucket
-from agent.status import document
-from agent.worker import GroupWorker, Plan, Ticket
+from agent.rebase import rebase_from_log, rebase_to_new_timeline
+from agent.status import STUCK_S, document
+from agent.ticket import Act, Ticket
+from agent.worker import CrashedError, GroupWorker, Plan
 from replicator.errors import ConflictError, NotFoundError, ReplicatorError, UnavailableError, UsageError
+from replicator.events.bodies import PointLabelled
 from replicator.exporter.journal import Journal, notify_systemd
 from replicator.history.names import check_label
 from replicator.log.interface import Log
@@ -41,40 +48,12 @@ from replicator.pool.interface import Pool
 from replicator.pool.registrations import registered
 from replicator.pool.view import CatalogueView
 
-SOCKET_NAME = "agent"
 TURN_S = 1.0
 """Between two turns of the main thread: watchdog, dead workers, new volumes."""
 
 SAMPLE_S = 10.0
 SNAPSHOT_S = 300.0
 """How long a cut may take to be in the log before whoever asked hears that it takes longer."""
-
-
-class PoolHolder:
-    """The pool, connected when somebody needs it; `lose` lets go of a connection that fell."""
-
-    def __init__(self, connect: Callable[[], Pool]) -> None:
-        self._connect = connect
-        self._lock = threading.Lock()
-        self._pool: Pool | None = None
-
-    def get(self) -> Pool:
-        """The pool; UnavailableError while there is none."""
-        with self._lock:
-            if self._pool is None:
-                self._pool = self._connect()
-            return self._pool
-
-    def known(self) -> Pool | None:
-        """The pool, if it is connected."""
-        return self._pool
-
-    def lose(self) -> None:
-        """The connection fell."""
-        with self._lock:
-            pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.close()
 
 
 class Agent:
@@ -87,6 +66,7 @@ class Agent:
         connect_pool: Callable[[], Pool],
         open_log: Callable[[bool], Log],
         end_exporter: Callable[[Pool], None],
+        remember_log: Callable[[Pool], None],
         clock: Clock,
         stop: Callable[[], None],
         wake: Callable[[], None],
@@ -94,14 +74,16 @@ class Agent:
         chance: Callable[[], float],
         host: str,
         journal: Journal,
+        zone: tzinfo = UTC,
     ) -> None:
         self.config, self.clock = config, clock
         self.workers: list[GroupWorker] = []
         self._holder, self._open_log, self._end_exporter = PoolHolder(connect_pool), open_log, end_exporter
-        self._stop, self._wake = stop, wake
+        self._remember_log = remember_log
+        self._stop, self._wake, self._zone = stop, wake, zone
         self._new_uuid, self._chance, self._host, self._journal = new_uuid, chance, host, journal
         self._bucket = TokenBucket(config.bandwidth_bytes_s, clock.monotonic)
-        self._gatherer = Gatherer(str(config.pool), config.log)
+        self._gatherer = Gatherer(str(config.pool), config.log, config.when_full)
         self._log: Log | None = None
         self._threads: dict[GroupWorker, threading.Thread] = {}
         self._sampled_s = float("-inf")
@@ -114,15 +96,18 @@ class Agent:
         """Until a stop is asked for, or no volume is left to publish: then its error is raised (exit 4)."""
         path = self.config.pool
         calls = {"status": self.status, "snapshot": self.snapshot, "pause": self.pause, "resume": self.resume}
+        calls |= {"label": self.label, "rebase": self.rebase, "stop": self.stop}
         with ExitStack() as stack:
-            socket_calls = {**calls, "stop": self.stop}
-            stack.enter_context(DaemonSocket(path, SOCKET_NAME, socket_calls, group=self.config.socket_group))
+            stack.enter_context(DaemonSocket(path, SOCKET_NAME, calls, group=self.config.socket_group))
             stack.callback(self._holder.lose)
-            pool = self._holder.get()
+            pool = self._first_pool()
+            if pool is None:
+                return
             stack.enter_context(registered("agent", path, SOCKET_NAME))
             stack.callback(self._end_ours)
             self._log = self._opened_log(pool.view())
             if self._log is not None:
+                self._remember_log(pool)
                 stack.callback(self._log.close)
                 stack.callback(self._join)
                 self._publish(pool)
@@ -138,6 +123,20 @@ class Agent:
         while not self.clock.is_stopping:
             self.turn()
             self.clock.wait(TURN_S)
+
+    def _first_pool(self) -> Pool | None:
+        """The pool; where another unit starts its exporter, as soon as that runs. None once a stop is asked for."""
+        attempt, backoff = 0, Backoff(longest_s=5.0)
+        while True:
+            try:
+                return self._holder.get()
+            except UnavailableError as error:
+                if not self.config.adopt:
+                    raise
+                attempt += 1
+                self._journal.warning("waiting for the exporter", reason=error.message)
+                if self.clock.wait(backoff.delay_s(attempt, self._chance())):
+                    return None
 
     def _opened_log(self, view: CatalogueView) -> Log | None:
         """The log, however long it is away (an unmounted one isn't there at all); None once a stop is asked for.
@@ -175,15 +174,17 @@ class Agent:
     # -- the main thread's turn --------------------------------------------------------------------------------
 
     def turn(self) -> None:
-        """Watchdog, room, and volumes that came; ends the agent when every worker is over."""
+        """Watchdog, room, and volumes that came; ends the agent when every worker is over, or one has crashed."""
         now = self.clock.monotonic()
         for worker, thread in list(self._threads.items()):
             if worker.over is not None and not thread.is_alive():
                 self._journal.warning("publishing ended", reason=worker.over.message, mend=worker.over.mend)
                 del self._threads[worker]
+                if isinstance(worker.over, CrashedError):
+                    raise worker.over
         if self.workers and not self._threads and not self.clock.is_stopping:
             raise self.workers[0].over or ReplicatorError("every volume was deleted from the pool")
-        if all(thread.is_alive() for thread in self._threads.values()):
+        if all(thread.is_alive() and now - worker.beat_s <= STUCK_S for worker, thread in self._threads.items()):
             notify_systemd("WATCHDOG=1")
         if now - self._sampled_s >= SAMPLE_S:
             self._sampled_s = now
@@ -208,14 +209,17 @@ class Agent:
                 worker = self._worker(plan)
                 self.workers.append(worker)
                 if start:
-                    name = plan.name or view.volume(plan.members[0]).name
-                    thread = threading.Thread(target=worker.run, name=f"publish {name}"[:60])
+                    thread = threading.Thread(target=worker.run, name=f"publish {plan.name or plan.members[0]}"[:60])
                     self._threads[worker] = thread
                     thread.start()
 
     def _worker(self, plan: Plan) -> GroupWorker:
+        context = self._context(plan)
+        return GroupWorker(context, plan, chance=self._chance, lose_pool=self._holder.lose, zone=self._zone)
+
+    def _context(self, plan: Plan) -> Context:
         assert self._log is not None
-        context = Context(
+        return Context(
             pool=self._holder.get,
             log=self._log,
             files=open_files,
@@ -225,10 +229,10 @@ class Agent:
             host=self._host,
             bucket=self._bucket,
             report=lambda reason: self._journal.warning("publishing", group=plan.name, reason=reason),
+            answered=lambda: self._gatherer.sample_log(self.clock.monotonic()),
             level=self.config.level,
             threads=self.config.threads,
         )
-        return GroupWorker(context, plan, chance=self._chance, lose_pool=self._holder.lose)
 
     # -- calls of the socket -----------------------------------------------------------------------------------
 
@@ -243,13 +247,27 @@ class Agent:
         return document(facts, now_ns, datetime.now().astimezone().tzinfo or UTC)
 
     def snapshot(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """A cut now, in the log when this returns; {"points": [...]}."""
+        """A cut now, in the log when this returns; {"points": [...], "failed": [...]} (agent/published)."""
         labels = tuple(check_label(str(label)) for label in arguments.get("labels", ()))
         workers = self._chosen(arguments)
         tickets = [worker.request(labels) for worker in workers]
         self._wake()
         timeout_s = float(arguments.get("wait_s", SNAPSHOT_S))
-        return {"points": [point for ticket in tickets for point in _points(ticket, timeout_s)]}
+        points: list[dict[str, Any]] = []
+        errors: list[tuple[GroupWorker, ReplicatorError]] = []
+        for worker, ticket in zip(workers, tickets, strict=True):
+            try:
+                points += _points(ticket, timeout_s)
+            except ReplicatorError as error:
+                errors.append((worker, error))
+        if errors and not points:
+            raise max((error for _, error in errors), key=lambda error: error.exit_code)
+        return {"points": points, "failed": [failed_of(self._name_of(worker), error) for worker, error in errors]}
+
+    def _name_of(self, worker: GroupWorker) -> str:
+        """How people know it."""
+        names = [each.name for each in self._holder.get().view().volumes if each.uuid in worker.plan.members]
+        return worker.plan.name or ", ".join(names)
 
     def pause(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """No more cuts until `resume`."""
@@ -263,6 +281,34 @@ class Agent:
             worker.resume()
         self._wake()
         return self.status({})
+
+    def label(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """One label more for a point that the log has; in the log when this returns."""
+        label = check_label(str(arguments.get("label", "")))
+        uuid = self._holder.get().view().volume(str(arguments.get("volume", ""))).uuid
+        point = point_of(arguments)
+        body = PointLabelled(point, label, self.clock.now_ns())
+        (worker,) = self._chosen({"volumes": [str(uuid)]})
+        _wait(self._asked(worker, lambda publisher: publisher.say(uuid, body)), SNAPSHOT_S)
+        return {"labelled": label, "number": point.number}
+
+    def rebase(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """A common base with the log again (agent/rebase); {"done": what was done}."""
+        uuid = self._holder.get().view().volume(str(arguments.get("volume", ""))).uuid
+        (worker,) = self._chosen({"volumes": [str(uuid)]})
+        act = rebase_to_new_timeline if arguments.get("new_timeline") else rebase_from_log
+        if worker.over is None:
+            ticket = self._asked(worker, lambda publisher: publisher.rebase(lambda of: act(of, uuid)))
+            return {"done": _wait(ticket, SNAPSHOT_S)}
+        done = act(self._context(worker.plan), uuid)
+        self.workers.remove(worker)
+        self.plan_workers(self._holder.get().view())
+        return {"done": done}
+
+    def _asked(self, worker: GroupWorker, act: Act) -> Ticket:
+        ticket = worker.ask(act)
+        self._wake()
+        return ticket
 
     def stop(self, _: Mapping[str, Any]) -> dict[str, Any]:
         """Ask for a clean stop; it is done when the socket is gone."""
@@ -283,26 +329,17 @@ class Agent:
         return found
 
 
-def plans_of(config: AgentConfig, view: CatalogueView) -> list[Plan]:
-    """How the pool's volumes are cut: the groups first, then every other volume by itself."""
-    plans, taken = [], set()
-    for group in config.groups:
-        members = tuple(view.volume(name).uuid for name in group.volumes)
-        taken |= set(members)
-        plans.append(Plan(members, group.name, group.interval_s, config.hooks))
-    if config.groups and not config.volumes:
-        there = {each.uuid for each in view.volumes if view.position(each.uuid, Role.APPLIED) is None}
-        singles = sorted(there - taken, key=lambda each: each.int)
-    else:
-        singles = [uuid for uuid in published_volumes(view, config.volumes) if uuid not in taken]
-    return [*plans, *(Plan((uuid,), "", config.interval_s, config.hooks) for uuid in singles)]
+def _wait(ticket: Ticket, timeout_s: float) -> Any:
+    """What a ticket's worker came to."""
+    if not ticket.done.wait(timeout_s):
+        raise ConflictError(f"it isn't in the log after {timeout_s:g} s; it will be", mend="agent status says why")
+    if ticket.error is not None:
+        raise ticket.error
+    return ticket.result
 
 
 def _points(ticket: Ticket, timeout_s: float) -> list[dict[str, Any]]:
     """What a ticket's round came to, as restore points."""
-    if not ticket.done.wait(timeout_s):
-        raise ConflictError(f"the cut isn't in the log after {timeout_s:g} s; it will be", mend="agent status says why")
-    if ticket.error is not None:
-        raise ticket.error
-    assert ticket.result is not None, "answered"
-    return points_of(ticket.result, ticket.labels)
+    _wait(ticket, timeout_s)
+    assert ticket.round is not None, "answered"
+    return points_of(ticket.round, ticket.labels)

@@ -11,12 +11,14 @@ that the pool has prepared (its number is p + 1), T the one that is open at the 
     q > p, not (q = p + 1 and R is it)          any                               refused: PoolOlderError
     q = p, another digest                       any                               refused: PoolOlderError
     q = p, T isn't R                            any                               refused: PoolOlderError
-    q < p                                       nothing that equals q             refused: LostEndError
+    nothing yet                                 p > 0, not begun by a rebase      refused: LostEndError
     nothing yet                                 p = 0                             CreateStream
+    nothing yet, on a timeline that a rebase    its parent                        StartTimeline
+      claimed
     any other                                   epoch at the tail isn't ours      OpenStream
     q = p + 1 and R is it                       R                                 Finish
-    q < p, T                                    something that equals q           Abort T
-    q < p                                       something that equals q           Rewind to q
+    q < p, T                                    any                               Abort T
+    q < p                                       something that equals q, or not   Rewind to q
     q = p, T = R                                R void, or a snapshot of it gone  Abort T
     q = p, T = R                                R                                 Resume behind the log's last event
     q = p                                       no R                              Ready
@@ -26,10 +28,14 @@ that the pool has prepared (its number is p + 1), T the one that is open at the 
 
 Refusals come first: who may not publish appends nothing and fences nobody.
 
+A prepared transaction without a base, where the log has a committed one, is found by comparing hashes (compare). So it
+is after a rewind to what no snapshot here equals, and after a base was dropped to make room (relief).
+
 Invariants
   D1  Every outcome but Ready and the refusals changes pool or log so that the same table gives another row; the
       chain of them ends in Ready.
-  D2  No outcome lets go of a base before its successor is committed in the log.
+  D2  No outcome but Rewind lets go of a base before its successor is committed in the log; Rewind lets go of those
+      that the log has no use for.
 
 Failures raised by refuse(): the conflicts above, each with the command that mends it.
 """
@@ -77,7 +83,7 @@ class PoolOlderError(RefusedError):
 
 
 class LostEndError(RefusedError):
-    """The log ends before what was published, and nothing in the pool equals its end."""
+    """The log has nothing of what was published, though it has other volumes: it may be another log."""
 
     kind = "log-lost-end"
 
@@ -88,6 +94,7 @@ class Facts:
 
     `epoch`: ours, None before we took one. `committed_transaction`: the UUID of the log's last committed transaction,
     where it matters. `equal_to_tail`: a snapshot that equals it. `void`: why the prepared transaction can't be sent.
+    `parent`: what a rebase forked this timeline from, where it did.
     """
 
     pool_path: str
@@ -103,6 +110,7 @@ class Facts:
     successor: int | None = None
     committed_transaction: UUID | None = None
     equal_to_tail: int | None = None
+    parent: StateName | None = None
 
     @property
     def published(self) -> int:
@@ -134,6 +142,13 @@ class Facts:
 @dataclass(frozen=True, slots=True)
 class CreateStream:
     """Append VolumeCreated."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartTimeline:
+    """End the parent's timeline, and append TimelineStarted to ours."""
+
+    parent: StateName
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,10 +200,13 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Rewind:
-    """The log lost its end: go back to its tail, whose content the thin device `dev_id` still is."""
+    """The log lost its end: go back to its tail, whose content the thin device `dev_id` still is; None: none is.
 
-    committed: StateName
-    dev_id: int
+    `committed` None: the stream is there, without any transaction.
+    """
+
+    committed: StateName | None
+    dev_id: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +221,9 @@ class Refuse:
     error: RefusedError
 
 
-Outcome: TypeAlias = CreateStream | OpenStream | Publish | Resume | Finish | Abort | Drop | Rewind | Ready | Refuse
+Outcome: TypeAlias = (
+    CreateStream | StartTimeline | OpenStream | Publish | Resume | Finish | Abort | Drop | Rewind | Ready | Refuse
+)
 
 UNCHANGED = "nothing changed"
 
@@ -215,7 +235,7 @@ def decide(facts: Facts) -> Outcome:
         return Refuse(refused)
     tail = facts.tail
     if tail.life is Life.EMPTY:
-        return CreateStream()
+        return CreateStream() if facts.parent is None else StartTimeline(facts.parent)
     if facts.epoch is None or facts.epoch != tail.epoch:
         return OpenStream(1 + max(tail.epoch, facts.epoch or 0, facts.position.epoch if facts.position else 0))
     if facts.is_finished:
@@ -227,10 +247,9 @@ def decide(facts: Facts) -> Outcome:
 
 
 def _go_back(facts: Facts) -> Outcome:
-    """q < p, and the pool has what equals q."""
+    """q < p."""
     if facts.tail.open is not None:
         return Abort(facts.tail.open, "the log lost its end")
-    assert facts.tail.committed is not None and facts.equal_to_tail is not None
     return Rewind(facts.tail.committed, facts.equal_to_tail)
 
 
@@ -277,11 +296,11 @@ def _other_history(facts: Facts, volume: str, rebase: str) -> RefusedError | Non
     either = f"{rebase} --new-timeline|--from-log"
     ours = f"the pool's last published transaction is {facts.published}"
     if facts.committed < facts.published:
-        if facts.equal_to_tail is not None:
+        if tail.life is not Life.EMPTY or facts.parent is not None:
             return None
         return LostEndError(
-            f"{volume}: the log lost its end: it has {facts.committed}, {ours}, and no snapshot here equals that",
-            mend=f"{rebase} --from-log",
+            f"{volume}: the log has nothing of it any more, {ours}: it lost all, or is another log",
+            mend=f"put the log back; or {rebase} --from-log, which publishes the volume from its beginning",
         )
     if facts.committed > facts.published:
         if facts.is_finished and tail.open is None:

@@ -128,6 +128,10 @@ class Delta:
             if gone.any():
                 yield part.chunks[gone]
 
+    def zeroed(self, after: int) -> Iterator[npt.NDArray[np.uint64]] | None:
+        """Chunks from `after` on that turned to zeros, where that is known; None: only their bytes tell."""
+        return iter(()) if self.is_full else None
+
     def kept(self, after: int, at_once: int) -> Iterator[ChunkList]:
         """The others from `after` on, at most `at_once` in a list."""
         for part in self._lists(after):

@@ -85,8 +85,9 @@ class Extractor:
         if begin is not None:
             yield from map(ChunksDiscarded, _packed_runs(self._delta.removed(begin)))
         begin = progress.first_of(Phase.ZEROES)
-        if begin is not None and not self._delta.is_full:
-            yield from map(ChunksZeroed, _packed_runs(self._zeroed(begin)))
+        if begin is not None:
+            known = self._delta.zeroed(begin)
+            yield from map(ChunksZeroed, _packed_runs(self._zeroed(begin) if known is None else known))
         yield from written_events(self._frames(progress.first_of(Phase.WRITES) or 0))
 
     # -- zeroes ------------------------------------------------------------------------------------------------

@@ -11,12 +11,15 @@ import os
 from collections.abc import Iterable
 from uuid import UUID
 
-from agent.meter import RoomMeter
-from agent.status import AgentFacts, Room, VolumeFacts
+from agent.meter import Instants, RoomMeter
+from agent.relief import low_blocks
+from agent.status import AgentFacts, LogRoom, ReceiverFacts, Room, VolumeFacts
 from agent.worker import GroupWorker
 from replicator.errors import ReplicatorError
 from replicator.events.state import StreamState
 from replicator.history.protection import Failure
+from replicator.log.interface import Registration
+from replicator.log.opening import log_places
 from replicator.pool.catalogue_schema import Position, Purpose, Role, Volume
 from replicator.pool.interface import Pool, PoolStatus
 from replicator.pool.view import CatalogueView
@@ -25,16 +28,39 @@ from replicator.pool.view import CatalogueView
 class Gatherer:
     """Remembers what the pool last said, for when it is away."""
 
-    def __init__(self, path: str, log: str) -> None:
+    def __init__(self, path: str, log: str, when_full: str = "") -> None:
         self._path, self._log = path, log
         self._view: CatalogueView | None = None
         self._status: PoolStatus | None = None
-        self._room = RoomMeter()
+        self._room, self._log_room = RoomMeter(), RoomMeter()
+        self._log_bytes: tuple[int, int] | None = None
+        self._when_full = when_full
 
     def sample(self, pool: Pool, now_s: float) -> None:
         """Look at the pool: its room, its volumes."""
         self._status, self._view = pool.status(), pool.view()
         self._room.add(now_s, self._status.data_free_blocks * self._status.block_bytes)
+
+    def sample_log(self, now_s: float) -> None:
+        """Look at the room that a directory log has; by a worker, since a file system that is away may not answer."""
+        with contextlib.suppress(OSError):
+            for place in log_places(self._log):
+                found = os.statvfs(place)
+                self._log_bytes = found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
+                self._log_room.add(now_s, self._log_bytes[0])
+
+    def rooms(self) -> tuple[Room | None, LogRoom | None]:
+        """How much there is, and how long it lasts."""
+        room = log_room = None
+        status = self._status
+        if status is not None:
+            size = status.block_bytes
+            low_in_s = self._room.lasts_s(low_blocks(status) * size)
+            free, total = status.data_free_blocks * size, status.data_blocks * size
+            room = Room(free, total, self._room.lasts_s(), low_in_s, self._when_full)
+        if self._log_bytes is not None:
+            log_room = LogRoom(*self._log_bytes, self._log_room.lasts_s())
+        return room, log_room
 
     def facts(self, pool: Pool | None, workers: Iterable[GroupWorker], now_s: float) -> AgentFacts:
         """The whole agent, now."""
@@ -52,12 +78,8 @@ class Gatherer:
                     changed = None if is_away or pool is None else self._has_changed(pool, view, row)
                     volumes.append(_volume(worker, view, row, tails.get(row.uuid), changed, now_s))
         owner = status.owner_pid if status is not None and not is_away else os.getpid()
-        room = None
-        if status is not None:
-            size = status.block_bytes
-            room = Room(status.data_free_blocks * size, status.data_blocks * size, self._room.lasts_s())
         exporter = None if owner == os.getpid() else owner
-        return AgentFacts(self._path, self._log, os.getpid(), exporter, tuple(volumes), room)
+        return AgentFacts(self._path, self._log, os.getpid(), exporter, tuple(volumes), *self.rooms())
 
     def unpublished(self, view: CatalogueView, now_ns: int, reason: str, mend: str | None, pid: int = 0) -> AgentFacts:
         """What the catalogue alone tells while nothing is published: since each volume's last cut nothing is sure."""
@@ -65,17 +87,17 @@ class Gatherer:
         for row in view.volumes:
             position = view.position(row.uuid, Role.PUBLISHED)
             if view.position(row.uuid, Role.APPLIED) is None:
-                since = position.timestamp_ns if position else row.created_ns
+                since = (position.timestamp_ns if position else 0) or row.created_ns
                 base, prepared = _base(view, row.uuid), view.prepared_of(row.uuid)
                 volumes.append(
                     VolumeFacts(
                         row.name,
                         str(row.uuid),
                         row.created_ns,
-                        1.0,
-                        position.timeline if position else 1,
-                        position.number if position else 0,
-                        position.timestamp_ns if position else None,
+                        0.0,
+                        timeline=position.timeline if position else 1,
+                        number=position.number if position else 0,
+                        equal_until_ns=position.timestamp_ns or None if position else None,
                         failure=Failure(min(since, now_ns), reason, mend),
                         waiting_number=prepared.number if prepared else None,
                         base_dev_id=base[0] if base else None,
@@ -109,26 +131,45 @@ def _volume(
     opened = tail.open if tail is not None else None
     base = _base(view, row.uuid)
     prepared = view.prepared_of(row.uuid)
-    until = worker.equal_until.get(row.uuid) or (position.timestamp_ns if position else None)
+    signs, schedule = worker.signs, worker.plan.schedule
+    until = signs.equal_until.get(row.uuid) or (position.timestamp_ns if position else None) or None
     return VolumeFacts(
         row.name,
         str(row.uuid),
         row.created_ns,
-        worker.plan.interval_s,
-        position.timeline if position else 1,
-        position.number if position else 0,
-        until,
-        worker.last_success_ns,
-        worker.failure,
-        worker.paused_since_ns,
-        prepared.number if prepared else None,
-        opened.counts.chunks if opened else 0,
-        worker.meter.total_bytes,
-        worker.meter.rate_bytes_s(now_s),
-        has_changed,
-        base[0] if base else None,
-        base[1] if base else None,
-        worker.plan.name,
+        schedule.late_s,
+        timeline=position.timeline if position else 1,
+        number=position.number if position else 0,
+        equal_until_ns=until,
+        last_success_ns=worker.last_success_ns,
+        failure=worker.failure,
+        paused_since_ns=worker.paused_since_ns,
+        waiting_number=prepared.number if prepared else None,
+        waiting_chunks=opened.counts.chunks if opened else 0,
+        sent_bytes=worker.meter.total_bytes,
+        rate_bytes_s=worker.meter.rate_bytes_s(now_s),
+        has_changed=has_changed,
+        base_dev_id=base[0] if base else None,
+        base_since_ns=base[1] if base else None,
+        group=worker.plan.name,
+        schedule=str(schedule),
+        silent_s=max(0.0, now_s - worker.beat_s) if worker.over is None else 0.0,
+        receivers=receivers_of(signs.receivers.get(row.uuid, ()), signs.instants.get(row.uuid)),
+    )
+
+
+def receivers_of(registered: Iterable[Registration], instants: Instants | None) -> tuple[ReceiverFacts, ...]:
+    """What each receiver said last, and since when there is more."""
+    return tuple(
+        ReceiverFacts(
+            each.name,
+            str(each.receiver),
+            each.timeline,
+            each.number,
+            each.at_ns,
+            instants.first_behind(each.number) if instants is not None else None,
+        )
+        for each in registered
     )
 
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,6 +61,8 @@ class Hooks:
 
 def run_limited(command: Sequence[str], limit_s: float) -> str | None:
     """Run `command`, at most so long (H2); what went wrong, or None."""
+    import subprocess
+
     try:
         process = subprocess.Popen(
             command,

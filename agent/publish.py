@@ -19,21 +19,23 @@ Invariants
       as committed in the log: never before.
   P2  A block that can't be read, or a lost target, ends the transaction by TransactionAborted; its number comes again.
   P3  Before an epoch is taken, tail and pool were compared and agree.
+  P4  A thin device is taken for a transaction's base or target only if its row says so: dev_ids are given again.
 
 Failures: RefusedError (decide), LogAwayError, UnavailableError (the pool's owner is away), VoidedError (P2, after the
 abort: the next cut tries again), StoppedError (a stop was asked for; the open transaction is resumed by the next one).
+What one transaction is made of is transmit's affair; deletion, labels and attestations are remark's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, closing
-from typing import TypeAlias
+from contextlib import closing, suppress
+from dataclasses import dataclass
 from uuid import UUID
 
 from agent.append import Appender, LogAwayError, UnsettledError, log_errors
 from agent.context import Context
 from agent.decide import (
+    UNCHANGED,
     Abort,
     CreateStream,
     Drop,
@@ -46,27 +48,30 @@ from agent.decide import (
     Refuse,
     Resume,
     Rewind,
+    StartTimeline,
     decide,
 )
-from agent.delta import Delta, State
-from agent.extract import Extractor, Progress
+from agent.farewell import Gone
 from agent.rows import dropped, finished, rewound, switched
-from replicator.errors import DamageError, DeviceError, NotFoundError, ReplicatorError
+from agent.transmit import GroupOf, Transmission
+from replicator.errors import ReplicatorError
 from replicator.events.bodies import (
-    Body,
-    ChunkBody,
-    GroupCut,
+    PointLabelled,
     PublisherOpened,
+    TimelineEnded,
+    TimelineStarted,
     TransactionAborted,
     TransactionBegan,
-    TransactionCommitted,
+    VolumeAttested,
     VolumeCreated,
+    VolumeDeleted,
     VolumeRenamed,
 )
-from replicator.events.state import Life, OpenTransaction, StreamState
-from replicator.events.values import Consistency, DeltaKind
-from replicator.pool.catalogue_schema import Prepared, Role, Snapshot, Volume
-from replicator.pool.interface import Lease
+from replicator.events.state import Life, StreamState
+from replicator.events.values import StateName
+from replicator.log.errors import TrimmedError
+from replicator.pool.catalogue_schema import Branch, Position, Prepared, Role, Volume
+from replicator.pool.interface import DeviceFacts
 from replicator.pool.view import CatalogueView
 
 STEPS_MAX = 64
@@ -75,20 +80,10 @@ STEPS_MAX = 64
 REASON_BYTES_MAX = 1000  # of an abort's reason, as events/values bounds it
 
 
-GroupOf: TypeAlias = Callable[[CatalogueView, Prepared], GroupCut]
-"""Makes the group's part of a commit, from what the pool knows then."""
-
-
 class VoidedError(ReplicatorError):
     """A transaction was given up, since its blocks can't be read (any more)."""
 
     kind = "voided"
-
-
-class StoppedError(ReplicatorError):
-    """A stop was asked for in the middle of a transaction."""
-
-    kind = "stopped"
 
 
 class VolumePublisher:
@@ -100,8 +95,10 @@ class VolumePublisher:
         self._appender: Appender | None = None
         self._epoch: int | None = None
         self._successor: int | None = None
-        self._void: tuple[UUID, str] | None = None
-        self._committed: tuple[int, UUID] | None = None
+        self.lost_cut = False
+        self._transmission = Transmission(context, volume)
+
+    # `lost_cut`: the last `settle_down` let go of a cut that the log doesn't have, so that another one is needed.
 
     @property
     def durable(self) -> StreamState | None:
@@ -110,6 +107,7 @@ class VolumePublisher:
 
     def settle_down(self, group: GroupOf | None = None) -> StreamState:
         """Act until pool and log agree and nothing is under way; the tail then. `group` makes a commit's group."""
+        self.lost_cut = False
         for _ in range(STEPS_MAX):
             try:
                 outcome = decide(self._facts())
@@ -135,6 +133,42 @@ class VolumePublisher:
     def close(self) -> None:
         """Let go of the log; an open transaction stays as it is."""
         self.look_again()
+
+    # -- what is no transaction --------------------------------------------------------------------------------
+
+    def say(self, body: PointLabelled | VolumeAttested, group: GroupOf | None = None) -> None:
+        """Append one fact about a point that the log has; twice, at worst, where an answer was lost."""
+        for _ in range(STEPS_MAX):
+            try:
+                self.settle_down(group)
+                self._end.add(body)
+                self._end.flush()
+                return
+            except UnsettledError:
+                continue
+        raise LogAwayError("pool and log don't come to agree: is another publisher at work?")
+
+    def bury(self, gone: Gone) -> bool:
+        """Append VolumeDeleted, if the log still ends with what we published; whether it stands now (P3)."""
+        for _ in range(STEPS_MAX):
+            try:
+                tail = self._tail(gone.timeline)
+                committed = tail.committed
+                named = (committed.number, committed.digest) if committed is not None else (0, b"")
+                if tail.life is not Life.LIVE or self._successor is not None or named != (gone.number, gone.digest):
+                    return tail.life is Life.DELETED
+                if self._epoch is None or self._epoch > tail.epoch:
+                    self._take_epoch(1 + max(tail.epoch, self._epoch or 0, gone.epoch))
+                elif self._epoch < tail.epoch:
+                    return False
+                elif tail.open is not None:
+                    self._end.add(TransactionAborted(tail.open.number, tail.open.transaction, "the volume was deleted"))
+                else:
+                    self._end.add(VolumeDeleted(self._context.clock.now_ns()))
+                    self._end.sync()
+            except UnsettledError:
+                continue
+        raise LogAwayError("the stream's end doesn't settle: is another publisher at work?")
 
     # -- facts -------------------------------------------------------------------------------------------------
 
@@ -169,15 +203,7 @@ class VolumePublisher:
         tail = self._tail(timeline)
         if position is not None and tail.life is Life.EMPTY:
             self._require_log(position.number)
-        base_there = target_there = unchanged = False
-        if prepared is not None:
-            wanted = [each for each in (prepared.base_dev_id, prepared.target_dev_id) if each is not None]
-            there = pool.facts(wanted)
-            base, target = there.get(prepared.base_dev_id or -1), there.get(prepared.target_dev_id)
-            base_there, target_there = base is not None, target is not None
-            same = base is not None and target is not None and base.root == target.root
-            unchanged = same and _is_same_size(view, prepared) and not _labels(view, prepared)
-        void = self._void[1] if self._void and prepared and self._void[0] == prepared.transaction_uuid else None
+        there = _Devices.of(view, pool.facts(_dev_ids(prepared)), prepared, position) if prepared else _Devices()
         published = position.number if position else 0
         return Facts(
             str(pool.path),
@@ -185,27 +211,37 @@ class VolumePublisher:
             tail,
             position,
             prepared,
-            base_there=base_there,
-            target_there=target_there,
-            unchanged=unchanged,
-            void=void,
+            base_there=there.base,
+            target_there=there.target,
+            unchanged=there.unchanged,
+            void=self._transmission.void_reason(prepared),
             epoch=self._epoch,
             successor=self._successor,
             committed_transaction=self._transaction_of(tail, prepared),
             equal_to_tail=_equal_to(view, self.volume, tail, published),
+            parent=_parent_of(view, self.volume, timeline),
         )
 
     def _transaction_of(self, tail: StreamState, prepared: Prepared | None) -> UUID | None:
         """The UUID of the log's last transaction, where it has the number of the prepared one."""
         if prepared is None or tail.committed is None or tail.committed.number != prepared.number:
             return None
-        if self._committed is not None and self._committed[0] == prepared.number:
-            return self._committed[1]
-        with log_errors():
+        known = self._transmission.committed_as(prepared.number)
+        if known is not None:
+            return known
+        began = self._last_began(tail)
+        return began.transaction if began is not None else None
+
+    def _last_began(self, tail: StreamState) -> TransactionBegan | None:
+        """How the log's last committed transaction began; None where that isn't kept."""
+        if tail.committed is None or tail.committed.timeline != tail.timeline:
+            return None
+        with log_errors(), suppress(TrimmedError):
             reader = self._context.log.reader(self.volume, tail.timeline)
             before = next(reader.read(tail.committed_sequence - 1))
             began = next(reader.read(before.header.began))
-        return began.body.transaction if isinstance(began.body, TransactionBegan) else None
+            return began.body if isinstance(began.body, TransactionBegan) else None
+        return None
 
     # -- acts --------------------------------------------------------------------------------------------------
 
@@ -215,12 +251,14 @@ class VolumePublisher:
             raise outcome.error
         if isinstance(outcome, CreateStream):
             self._create()
+        elif isinstance(outcome, StartTimeline):
+            self._start_timeline(outcome.parent)
         elif isinstance(outcome, OpenStream):
-            self._open(outcome.epoch)
+            self._take_epoch(outcome.epoch)
         elif isinstance(outcome, Publish):
-            self._publish(outcome.prepared, None, group)
+            self._transmission.send(self._end, outcome.prepared, None, group)
         elif isinstance(outcome, Resume):
-            self._publish(outcome.prepared, outcome.opened, group)
+            self._transmission.send(self._end, outcome.prepared, outcome.opened, group)
         elif isinstance(outcome, Abort):
             reason = outcome.reason.encode()[:REASON_BYTES_MAX].decode(errors="ignore")
             self._end.add(TransactionAborted(outcome.opened.number, outcome.opened.transaction, reason))
@@ -229,21 +267,45 @@ class VolumePublisher:
             epoch = self._end.state.epoch
             switched(pool, lambda view: finished(view, outcome, epoch))
         elif isinstance(outcome, Drop):
-            switched(pool, lambda view: dropped(view, outcome.prepared))
-            if self._void is not None:
-                reason, self._void = self._void[1], None
-                raise VoidedError(f"the transaction was given up: {reason}", mend="the next cut tries again")
+            self.lost_cut = outcome.reason != UNCHANGED
+            self._drop(outcome.prepared)
         elif isinstance(outcome, Rewind):
-            epoch, sequence = self._end.state.epoch, self._end.state.committed_sequence
-            switched(pool, lambda view: rewound(view, self.volume, outcome, epoch, sequence))
+            self._rewind(outcome)
+
+    def _drop(self, prepared: Prepared) -> None:
+        """P2: who is told is the caller, once the transaction is gone everywhere."""
+        reason = self._transmission.void_reason(prepared)
+        switched(self._context.pool(), lambda view: dropped(view, prepared, is_void=reason is not None))
+        if reason is not None:
+            self._transmission.forget_void(prepared)
+            raise VoidedError(f"the transaction was given up: {reason}", mend="the next cut tries again")
+
+    def _rewind(self, outcome: Rewind) -> None:
+        self.lost_cut, tail = True, self._end.state
+        has = tail.committed.number if tail.committed else "none"
+        how = "the base is still there" if outcome.dev_id is not None else "found by comparing hashes with those it has"
+        self._context.report(
+            f"the log lost its end: its last transaction is {has}; what is missing is sent again, {how}"
+        )
+        began = self._last_began(tail)
+        at_ns = began.timestamp_ns if began is not None else 0
+        switched(self._context.pool(), lambda view: rewound(view, outcome, tail, at_ns))
 
     def _create(self) -> None:
         volume, now = self._row(), self._context.clock.now_ns()
         self._end.add(VolumeCreated(volume.name, volume.size_bytes, self._context.host, now))
         self._take_epoch(1)
 
-    def _open(self, epoch: int) -> None:
-        self._take_epoch(epoch)
+    def _start_timeline(self, parent: StateName) -> None:
+        """A rebase claimed our timeline: the old one is ended first, so that nobody publishes both."""
+        volume, host, now = self._row(), self._context.host, self._context.clock.now_ns()
+        ours = self._end.state.timeline
+        with closing(Appender(self._context.log, self.volume, parent.timeline, self._context.pass_bytes)) as old:
+            if old.settle().life in (Life.LIVE, Life.DELETED):
+                old.add(TimelineEnded(ours, host, now))
+                old.sync()
+        self._end.add(TimelineStarted(parent, volume.name, volume.size_bytes, host, now))
+        self._take_epoch(1)
 
     def _take_epoch(self, epoch: int) -> None:
         """P3; the tail is read again afterwards, before anything is built on it."""
@@ -262,93 +324,40 @@ class VolumePublisher:
     def _row(self) -> Volume:
         return self._context.pool().view().volume(self.volume)
 
-    # -- one transaction ---------------------------------------------------------------------------------------
 
-    def _publish(
-        self,
-        prepared: Prepared,
-        opened: OpenTransaction | None,
-        group: GroupOf | None,
-    ) -> None:
-        """Append the transaction, or what is left of it, and its end."""
-        pool = self._context.pool()
-        view = pool.view()
-        target = view.snapshot(prepared.target_dev_id)
-        with ExitStack() as stack:
-            extractor = self._extractor(stack, view, prepared)
-            if extractor is None:
-                return  # a device went meanwhile: the facts say so now
-            progress = Progress(opened.phase, opened.cursor) if opened else None
-            bodies = stack.enter_context(closing(self._bodies(prepared, extractor, progress)))
-            for body in self._guarded(prepared, bodies):
-                self._end.add(body)
-                self._context.tell()
-                if self._context.clock.is_stopping:
-                    raise StoppedError("stopped in the middle of a transaction, which the next start goes on with")
-        if self._void is None:
-            self._commit(prepared, target, group(view, prepared) if group else None)
+@dataclass(frozen=True, slots=True)
+class _Devices:
+    """Whether a prepared transaction's snapshots are there (P4), and whether they are the same."""
 
-    def _extractor(self, stack: ExitStack, view: CatalogueView, prepared: Prepared) -> Extractor | None:
-        pool = self._context.pool()
-        volume = view.volume(self.volume)
-        dev_ids = [each for each in (prepared.base_dev_id, prepared.target_dev_id) if each is not None]
-        try:
-            lease: Lease = stack.enter_context(pool.lease(dev_ids))
-        except NotFoundError:
-            return None
-        base = None
-        if prepared.base_dev_id is not None:
-            base = State(lease.devices[prepared.base_dev_id].root, view.snapshot(prepared.base_dev_id).size_bytes)
-        target = State(lease.devices[prepared.target_dev_id].root, prepared.size_bytes)
-        files = stack.enter_context(self._context.files(pool))
-        origin = stack.enter_context(self._context.origin(volume.origin)) if volume.origin else None
-        delta = Delta(files, base, target, origin=origin, stands=lambda: lease.stands)
-        return Extractor(delta, level=self._context.level, threads=self._context.threads)
+    base: bool = False
+    target: bool = False
+    unchanged: bool = False
 
-    def _bodies(
-        self, prepared: Prepared, extractor: Extractor, progress: Progress | None
-    ) -> Generator[TransactionBegan | ChunkBody, None, None]:
-        if progress is None:
-            yield self._began(prepared, extractor)
-        with closing(extractor.bodies(progress)) as bodies:
-            yield from bodies
-
-    def _began(self, prepared: Prepared, extractor: Extractor) -> TransactionBegan:
-        state = self._end.state
-        kind = DeltaKind.FULL if state.committed is None else DeltaKind.DELTA
-        at = max(prepared.timestamp_ns, state.timestamp_ns)
-        size, bound = prepared.size_bytes, extractor.chunk_bound()
-        transaction = prepared.transaction_uuid
-        return TransactionBegan(prepared.number, transaction, state.committed, at, size, bound, kind)
-
-    def _guarded(self, prepared: Prepared, bodies: Iterator[Body]) -> Iterator[Body]:
-        """The bodies; where one can't be read the transaction is void (P2), and they end."""
-        while True:
-            try:
-                body = next(bodies, None)
-            except (DeviceError, DamageError) as error:
-                self._void = (prepared.transaction_uuid, error.message)
-                return
-            if body is None:
-                return
-            yield body
-
-    def _commit(self, prepared: Prepared, target: Snapshot, group: GroupCut | None) -> None:
-        opened = self._end.state.open
-        assert opened is not None, "a transaction is open"
-        consistency = Consistency[target.consistency.name]
-        self._end.add(TransactionCommitted(prepared.number, opened.counts, consistency, target.labels, group))
-        self._end.flush()
-        self._committed = (prepared.number, prepared.transaction_uuid)
+    @classmethod
+    def of(
+        cls, view: CatalogueView, there: dict[int, DeviceFacts], prepared: Prepared, position: Position | None
+    ) -> _Devices:
+        rows = {each.dev_id: each for each in view.snapshots_of(prepared.volume, hidden=True) if each.dev_id in there}
+        target = rows.get(prepared.target_dev_id)
+        if target is not None and target.timestamp_ns != prepared.timestamp_ns:
+            target = None
+        base = rows.get(prepared.base_dev_id) if prepared.base_dev_id is not None else None
+        if base is not None and (position is None or (base.number, base.digest) != (position.number, position.digest)):
+            base = None
+        if base is None or target is None:
+            return cls(base is not None, target is not None)
+        same = there[base.dev_id].root == there[target.dev_id].root
+        return cls(True, True, same and base.size_bytes == target.size_bytes and not target.labels)
 
 
-def _is_same_size(view: CatalogueView, prepared: Prepared) -> bool:
-    assert prepared.base_dev_id is not None
-    return view.snapshot(prepared.base_dev_id).size_bytes == prepared.size_bytes
+def _dev_ids(prepared: Prepared) -> list[int]:
+    return [each for each in (prepared.base_dev_id, prepared.target_dev_id) if each is not None]
 
 
-def _labels(view: CatalogueView, prepared: Prepared) -> tuple[str, ...]:
-    return view.snapshot(prepared.target_dev_id).labels
+def _parent_of(view: CatalogueView, volume: UUID, timeline: int) -> StateName | None:
+    """What a rebase forked the timeline from."""
+    branch = view.rows.get(Branch, {}).get((volume, timeline))
+    return None if branch is None or not branch.forked_at else StateName(branch.parent, branch.forked_at, branch.digest)
 
 
 def _equal_to(view: CatalogueView, volume: UUID, tail: StreamState, published: int) -> int | None:

@@ -9,27 +9,49 @@ written after that would be lost. So "would lose" is an upper bound, a fraction 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, tzinfo
 from typing import Any
 
 from replicator.history.points import NS_PER_S
-from replicator.history.protection import Failure, SourceFacts, Verdict, judge_source, overall, worst_first
+from replicator.history.protection import Failure, SourceFacts, State, Verdict, judge_source, overall, worst_first
 from replicator.units import format_duration, format_size
 
 SCHEMA_VERSION = 1
-LATE_INTERVALS = 3
-LATE_MARGIN_S = 2.0
+_GIVES_WAY = {
+    "drop-base": "the base is let go of (when_full = drop-base), and the next transaction compared whole,",
+    "stop-writes": "it runs low, and then full: writes end with ENOSPC (when_full = stop-writes);",
+}
+STUCK_S = 900.0
+"""Without any sign of progress for so long a worker counts as stuck: three times the longest call of a pool."""
+
+HEARD_S = 180.0
+"""A receiver that lives says so every minute; after three it is told how long it is silent."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiverFacts:
+    """A registered receiver: what it has verified up to, when it said so by its clock, when the volume moved on."""
+
+    name: str
+    receiver: str
+    timeline: int
+    number: int
+    at_ns: int
+    behind_since_ns: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class VolumeFacts:
-    """One volume as its worker has it; `number` 0: nothing is in the log yet."""
+    """One volume as its worker has it; `number` 0: nothing is in the log yet.
+
+    `late_s`: how old the oldest change outside the log may be; `silent_s`: since when the worker shows no progress.
+    """
 
     name: str
     uuid: str
     created_ns: int
-    interval_s: float
+    late_s: float
     timeline: int = 1
     number: int = 0
     equal_until_ns: int | None = None
@@ -44,19 +66,42 @@ class VolumeFacts:
     base_dev_id: int | None = None
     base_since_ns: int | None = None
     group: str = ""
+    schedule: str = ""
+    silent_s: float = 0.0
+    receivers: tuple[ReceiverFacts, ...] = ()
 
-    def source_facts(self) -> SourceFacts:
+    @property
+    def lacks_base(self) -> bool:
+        """Whether the next transaction has to be found by comparing hashes."""
+        return self.number > 0 and self.base_dev_id is None
+
+    def source_facts(self, now_ns: int) -> SourceFacts:
         """As history/protection judges it."""
-        late_ns = int((LATE_INTERVALS * self.interval_s + LATE_MARGIN_S) * NS_PER_S)
+        late_ns = int(self.late_s * NS_PER_S)
         outside = self.created_ns if self.equal_until_ns is None else self.equal_until_ns
         if self.equal_until_ns is None:
             late_ns = 0
-        return SourceFacts(self.name, outside, late_ns, self.last_success_ns, self.failure, self.paused_since_ns)
+        failure = self.failure
+        if failure is None and self.silent_s > STUCK_S:
+            why = f"publishing stands still for {format_duration(self.silent_s)}: log or disk don't answer"
+            failure = Failure(now_ns - int(self.silent_s * NS_PER_S), why, "look at both; then restart the agent")
+        return SourceFacts(self.name, outside, late_ns, self.last_success_ns, failure, self.paused_since_ns)
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """The pool's room: free of all bytes, and how long it lasts at the rate of the last minutes."""
+    """The pool's room: free of all bytes, how long it lasts at the rate of the last minutes, and until it is low."""
+
+    free_bytes: int
+    total_bytes: int
+    lasts_s: float | None = None
+    low_in_s: float | None = None
+    when_full: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LogRoom:
+    """The room of the file system that a directory log lies on, and how long it lasts."""
 
     free_bytes: int
     total_bytes: int
@@ -73,14 +118,16 @@ class AgentFacts:
     exporter_pid: int | None
     volumes: tuple[VolumeFacts, ...]
     room: Room | None = None
+    log_room: LogRoom | None = None
 
 
 def document(facts: AgentFacts, now_ns: int, zone: tzinfo) -> dict[str, Any]:
     """The status as plain objects, worst volume first."""
     by_name = {each.name: each for each in facts.volumes}
-    verdicts = worst_first(judge_source(each.source_facts(), now_ns) for each in facts.volumes)
+    verdicts = worst_first(judge_source(each.source_facts(now_ns), now_ns) for each in facts.volumes)
     severity = overall(verdicts)
     head = verdicts[0] if verdicts else None
+    volumes = [_volume(by_name[verdict.volume], _mended(verdict, facts.pool), now_ns, zone) for verdict in verdicts]
     more = f" ({head.volume}, the worst of {len(verdicts)})" if head and len(verdicts) > 1 else ""
     return {
         "schema_version": SCHEMA_VERSION,
@@ -92,10 +139,22 @@ def document(facts: AgentFacts, now_ns: int, zone: tzinfo) -> dict[str, Any]:
         "severity": int(severity),
         "protected": severity == 0 and bool(verdicts),
         "headline": head.headline(now_ns, zone) + more if head else "NOT PROTECTED: there is no volume",
-        "mend": head.mend if head else None,
-        "volumes": [_volume(by_name[verdict.volume], verdict, now_ns, zone) for verdict in verdicts],
+        "mend": volumes[0]["mend"] if volumes else "replicator volume create POOL NAME --size SIZE",
+        "volumes": volumes,
         "room": None if facts.room is None else asdict(facts.room),
+        "log_room": None if facts.log_room is None else asdict(facts.log_room),
+        "clock_ahead_s": max((_ahead_s(each, now_ns) for v in facts.volumes for each in v.receivers), default=0.0),
     }
+
+
+def _mended(verdict: Verdict, pool: str) -> Verdict:
+    """A paused volume's mend, with its pool."""
+    return replace(verdict, mend=f"replicator agent resume {pool}") if verdict.state is State.PAUSED else verdict
+
+
+def _ahead_s(receiver: ReceiverFacts, now_ns: int) -> float:
+    """How far the receiver's clock is ahead of ours, at least: what it said was said before now."""
+    return max(0, receiver.at_ns - now_ns) / NS_PER_S
 
 
 def _volume(facts: VolumeFacts, verdict: Verdict, now_ns: int, zone: tzinfo) -> dict[str, Any]:
@@ -122,6 +181,32 @@ def _volume(facts: VolumeFacts, verdict: Verdict, now_ns: int, zone: tzinfo) -> 
         "rate_bytes_s": round(facts.rate_bytes_s),
         "base_dev_id": facts.base_dev_id,
         "base_since": _instant(facts.base_since_ns, zone),
+        "base_let_go": facts.lacks_base,
+        "last_success": _instant(facts.last_success_ns, zone),
+        "last_success_age_s": _age_s(facts.last_success_ns, now_ns),
+        "schedule": facts.schedule or None,
+        "receivers": [_receiver(each, facts, now_ns, zone) for each in facts.receivers],
+    }
+
+
+def _age_s(then_ns: int | None, now_ns: int) -> float | None:
+    return None if then_ns is None else max(0, now_ns - then_ns) / NS_PER_S
+
+
+def _receiver(receiver: ReceiverFacts, volume: VolumeFacts, now_ns: int, zone: tzinfo) -> dict[str, Any]:
+    """`behind`: transactions, None on another timeline; `lag_s`: how old the first one is that it lacks."""
+    same = receiver.timeline == volume.timeline
+    behind = max(0, volume.number - receiver.number) if same else None
+    lag_s = 0.0 if behind == 0 else _age_s(receiver.behind_since_ns, now_ns)
+    return {
+        "name": receiver.name,
+        "receiver": receiver.receiver,
+        "timeline": receiver.timeline,
+        "number": receiver.number,
+        "behind": behind,
+        "lag_s": lag_s,
+        "heard": _instant(receiver.at_ns, zone),
+        "heard_age_s": _age_s(receiver.at_ns, now_ns),
     }
 
 
@@ -133,15 +218,35 @@ def text(status: dict[str, Any]) -> str:
     for each in status["volumes"]:
         lines.append(f"{each['volume']}: {each['headline']}")
         lines.append("  " + ", ".join(_details(each)))
-    room = status.get("room")
-    if room:
-        lasts = "" if room["lasts_s"] is None else f", lasts {format_duration(room['lasts_s'])} at this rate"
-        lines.append(
-            f"room in the pool: {format_size(room['free_bytes'])} of {format_size(room['total_bytes'])}{lasts}"
-        )
+    lines += _rooms(status)
+    if status["clock_ahead_s"] > 1:
+        lines.append(f"a receiver's clock is {format_duration(status['clock_ahead_s'])} ahead of this host's")
     if status["pid"]:
         lines.append(f"log {status['log']}, agent {status['pid']}, exporter {status['exporter_pid'] or 'none'}")
     return "\n".join(lines)
+
+
+def _rooms(status: dict[str, Any]) -> list[str]:
+    """How much room there is, how long it lasts, and what happens then."""
+    lines = []
+    room, log_room = status.get("room"), status.get("log_room")
+    if room:
+        line = f"room in the pool: {_room(room)}"
+        if room["low_in_s"] is not None and any(not _is_fine(each) for each in status["volumes"]):
+            line += f"; {_GIVES_WAY.get(room['when_full'], '')} in {format_duration(room['low_in_s'])}"
+        lines.append(line)
+    if log_room:
+        lines.append(f"room in the log: {_room(log_room)}")
+    return lines
+
+
+def _is_fine(volume: dict[str, Any]) -> bool:
+    return bool(volume["severity"] == 0)
+
+
+def _room(room: dict[str, Any]) -> str:
+    lasts = "" if room["lasts_s"] is None else f", lasts {format_duration(room['lasts_s'])} at this rate"
+    return f"{format_size(room['free_bytes'])} of {format_size(room['total_bytes'])}{lasts}"
 
 
 def _details(volume: dict[str, Any]) -> list[str]:
@@ -157,7 +262,24 @@ def _details(volume: dict[str, Any]) -> list[str]:
     found.append(f"{format_size(volume['rate_bytes_s'])}/s to the log")
     if volume["base_since"]:
         found.append(f"base held since {volume['base_since']}")
+    if volume["base_let_go"]:
+        found.append("no base: the next transaction is found by comparing hashes")
+    found += [_heard(each) for each in volume["receivers"]] or ["no receiver is registered"]
     return found
+
+
+def _heard(receiver: dict[str, Any]) -> str:
+    """A receiver in one line."""
+    behind = receiver["behind"]
+    where = f"receiver {receiver['name']} has {receiver['timeline']}:{receiver['number']}"
+    if behind is None:
+        where += ", on another timeline"
+    elif behind:
+        lag = "" if receiver["lag_s"] is None else f", {format_duration(receiver['lag_s'])}"
+        where += f" ({behind} behind{lag})"
+    if receiver["heard_age_s"] > HEARD_S:
+        where += f", silent for {format_duration(receiver['heard_age_s'])}"
+    return where
 
 
 def _instant(timestamp_ns: int | None, zone: tzinfo) -> str | None:

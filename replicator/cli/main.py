@@ -13,6 +13,7 @@ Invariants
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -42,7 +43,10 @@ _HOSTS = {
     "agent": "The source host: cut, publish, and what would be lost now.",
     "receiver": "The replica host: follow, apply, and how far behind.",
 }
-_ENTRY_POINTS = "replicator.commands"
+
+
+YOUNG_OBJECTS = 50_000
+"""New objects between two looks for cycles: importing makes some 100,000 that stay; at 700 they are looked at often."""
 
 
 class Commands(click.Group):
@@ -71,10 +75,10 @@ def _here() -> list[str]:
 
 
 def _hosts_command(name: str) -> click.Command | None:
-    from importlib.metadata import entry_points
+    from replicator.cli.hosts import host_commands
 
-    for point in entry_points(group=_ENTRY_POINTS, name=name):
-        for command in point.load()():
+    for commands in host_commands(name):
+        for command in commands():
             if command.name == name:
                 found: click.Command = command
                 return found
@@ -95,6 +99,9 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code."""
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+        os.environ.setdefault(name, "1")  # numpy would start threads for linear algebra, of which there is none
+    gc.set_threshold(YOUNG_OBJECTS)
     args = list(sys.argv[1:] if arguments is None else arguments)
     sys.exit(run(args))
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from replicator.errors import ConflictError, ReplicatorError, UnavailableError
 from replicator.pool.control_values import ListenAsked
+from replicator.pool.interface import Pool
 from replicator.pool.opening import require_pool
 from replicator.pool.remote import RemotePool
 
@@ -47,6 +48,12 @@ def connect(
             pool.close()
             raise
     return pool
+
+
+def end_started_by(pool: Pool, starter: str) -> None:
+    """Stop the exporter behind `pool`, if `starter` started it: what a clean stop of its daemon does."""
+    if isinstance(pool, RemotePool) and pool.owner.started_by == starter:
+        pool.stop()
 
 
 def _start(path: Path, started_by: str, listener: ListenAsked | None, group: str | None) -> None:

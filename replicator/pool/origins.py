@@ -23,9 +23,7 @@ import xxhash
 
 from replicator.blockdev.file import FileDevice
 from replicator.blockdev.interface import BlockDevice
-from replicator.blockdev.nbd import NbdDevice
 from replicator.errors import ConflictError
-from replicator.nbd.uri import NbdUri
 from replicator.pool.catalogue_schema import Origin, OriginKind
 from replicator.units import PAGE_BYTES
 
@@ -79,12 +77,17 @@ def _require_same(origin: Origin, device: BlockDevice) -> None:
 
 def _place_of(text: str) -> tuple[OriginKind, str]:
     if text.startswith(_NBD_SCHEMES):
+        from replicator.nbd.uri import NbdUri
+
         return OriginKind.NBD, str(NbdUri.parse(text))
     return OriginKind.FILE, str(Path(text).absolute())
 
 
 def _open(kind: OriginKind, location: str) -> BlockDevice:
     if kind is OriginKind.NBD:
+        from replicator.blockdev.nbd import NbdDevice  # with TLS and sockets, for the few origins that are exports
+        from replicator.nbd.uri import NbdUri
+
         return NbdDevice(NbdUri.parse(location), read_only=True)
     return FileDevice(Path(location), read_only=True)
 

@@ -12,6 +12,8 @@ for N → N+1; whoever comes second reads again and plans anew, so that of two c
     delete volume     Volume and device gone, its snapshots hidden                             their space: sweep
     delete snapshot   hidden, without a name                                                   its space: sweep
 
+A device that goes with a switch gives its space back in the background (pool/deleting).
+
     dies …                        on disk                            mended by
     before the switch             what was there                     -
     between the switch and sweep  hidden snapshots, in no list       the next sweep: at opening, or of a later delete
@@ -51,12 +53,17 @@ from replicator.pool.catalogue_schema import (
     Prepared,
     Purpose,
     Role,
+    Setting,
     Snapshot,
     Volume,
 )
 from replicator.pool.changes import Change, End, EndBelow, Put
+from replicator.pool.deleting import being_deleted
 from replicator.pool.interface import DeviceFacts, Pool, StaleSwitchError, Switch
 from replicator.pool.view import CatalogueView
+
+DELETED_SETTING = "deleted "
+"""With the volume's UUID behind it: a deleted volume that the log wasn't told of yet (agent/farewell reads it)."""
 
 TRIES_LIMIT = 1000
 """Races lost in a row before somebody must be switching in a loop; each round one of the rivals goes on."""
@@ -182,6 +189,7 @@ def delete_volume(
         gone: list[Change] = [End(Volume, (row.uuid,))]
         gone += [Put(replace(each, hidden=True, name="")) for each in snapshots]
         gone += [End(Position, (row.uuid, role)) for role in Role if view.position(row.uuid, role) is not None]
+        gone += _farewell(view.position(row.uuid, Role.PUBLISHED))
         gone += [EndBelow(kind, (row.uuid,), TIMELINE_LIMIT) for kind in (LoggedPoint, Branch)]
         if view.prepared_of(row.uuid) is not None:
             gone.append(End(Prepared, (row.uuid,)))
@@ -189,6 +197,14 @@ def delete_volume(
 
     switched(pool, plan)
     sweep_hidden(pool)
+
+
+def _farewell(position: Position | None) -> list[Change]:
+    """What the next agent needs to tell the log that the volume is gone."""
+    if position is None:
+        return []
+    value = f"{position.timeline} {position.number} {position.digest.hex()} {position.epoch}"
+    return [Put(Setting(f"{DELETED_SETTING}{position.volume}", value))]
 
 
 def delete_snapshot(pool: Pool, snapshot: str | int) -> None:
@@ -238,6 +254,7 @@ def switched(pool: Pool, plan: Callable[[CatalogueView], tuple[Switch, Result]])
 def free_dev_id(pool: Pool, view: CatalogueView) -> int:
     """The lowest thin device id that neither the catalogue nor the metadata has."""
     taken = {each.dev_id for each in view.volumes} | {each.dev_id for each in view.snapshots}
+    taken |= being_deleted(view).keys()
     for dev_id in range(1, DEV_ID_LIMIT):
         if dev_id not in taken and not pool.facts((dev_id,)):
             return dev_id

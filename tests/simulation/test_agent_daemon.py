@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,16 +19,19 @@ from agent.cli import agent as commands
 from agent.clock import SystemClock
 from agent.config import AgentConfig, GroupConfig
 from agent.cut import GroupPublisher
-from agent.daemon import SOCKET_NAME, Agent
+from agent.daemon import Agent
 from agent.decide import FencedError
-from agent.running import ask_agent, publish_once, status_of
+from agent.job import SOCKET_NAME, ask_agent, publish_once, status_of
 from agent.status import text
-from replicator.errors import ConflictError, NotFoundError, ReplicatorError
+from agent.worker import CrashedError
+from replicator.cli.points import points
+from replicator.errors import ConflictError, NotFoundError, ReplicatorError, UnavailableError, UsageError
 from replicator.exporter.journal import Journal
 from replicator.log.opening import open_log
 from replicator.pool.catalogue_schema import Role
 from replicator.pool.interface import Pool
 from replicator.pool.registrations import registrations
+from replicator.repository.remembered import remember_log
 from replicator.units import MIB
 from tests.support.agent_world import VOLUME, Replica, SourceHost, context_of
 from tests.support.manual_clock import ManualClock
@@ -56,6 +60,7 @@ class Running:
             connect_pool=lambda: cast("Pool", Unclosed(host)),
             open_log=lambda create: open_log(config.log, create=create),
             end_exporter=self.ended.append,
+            remember_log=lambda pool: remember_log(pool, config.log),
             clock=self.clock,
             stop=self.clock.stop,
             wake=self.clock.wake,
@@ -201,9 +206,9 @@ def test_publish_once_makes_incrementals_in_a_row(host: SourceHost, tmp_path: Pa
     log = str(tmp_path / "log")
     host.close()
     first = publish_once(host.path, log, (), ())
-    assert [(each["volume"], each["number"], each["changed"]) for each in first] == [("disk", 1, True)]
-    assert [each["changed"] for each in publish_once(host.path, log, ("disk",), ())] == [False]
-    assert [each["number"] for each in publish_once(host.path, log, (), ("nightly",))] == [2]
+    assert [(each["volume"], each["number"], each["changed"]) for each in first.points] == [("disk", 1, True)]
+    assert [each["changed"] for each in publish_once(host.path, log, ("disk",), ()).points] == [False]
+    assert [each["number"] for each in publish_once(host.path, log, (), ("nightly",)).points] == [2]
     host.reopen_closed()
     assert Replica.of(open_log(log)).content == host.content()
     host.close()
@@ -228,3 +233,85 @@ def test_the_commands(host: SourceHost, tmp_path: Path) -> None:
         assert isinstance(refused.exception, ConflictError)
         assert "has stopped" in runner.invoke(commands, ["stop", str(host.path)]).output
     assert isinstance(runner.invoke(commands, ["snapshot", str(host.path)]).exception, NotFoundError)
+
+
+def test_a_rebase_goes_through_the_running_agent(host: SourceHost, tmp_path: Path) -> None:
+    runner, log = CliRunner(), str(tmp_path / "log")
+    with running(host, config_of(host, tmp_path)):
+        ask_agent(host.path, "snapshot")
+        said = runner.invoke(commands, ["rebase", str(host.path), "disk", "--new-timeline", "--yes"])
+        assert said.exit_code == 0 and "on timeline 2 behind 1:" in said.output
+        host.write(0, b"beyond")
+        ask_agent(host.path, "snapshot")
+        status = ask_agent(host.path, "status")
+        assert status["volumes"][0]["timeline"] == 2 and status["protected"]
+        undecided = runner.invoke(commands, ["rebase", str(host.path), "disk"])
+        assert isinstance(undecided.exception, UsageError)
+    assert open_log(log).reader(VOLUME, 2).tail().committed is not None
+    host.close()
+    done = runner.invoke(commands, ["rebase", str(host.path), "disk", "--from-log", "--yes", "--json"])
+    assert json.loads(done.output)["done"].startswith("disk: stands on the log's transaction")
+    host.reopen_closed()
+
+
+def test_a_source_point_is_labelled_through_its_agent(host: SourceHost, tmp_path: Path) -> None:
+    runner, log = CliRunner(), str(tmp_path / "log")
+    with running(host, config_of(host, tmp_path)):
+        point = ask_agent(host.path, "snapshot")["points"][0]
+        committed = open_log(log).reader(VOLUME, 1).tail().committed
+        assert committed is not None
+        named = {"timeline": 1, "number": point["number"], "digest": committed.digest.hex()}
+        ask_agent(host.path, "label", volume="disk", label="golden", **named)
+        with pytest.raises(UsageError, match="named by"):
+            ask_agent(host.path, "label", volume="disk", label="golden", number=1)
+    shown = runner.invoke(points, ["list", log, "--json"])
+    assert [each["labels"] for each in json.loads(shown.output)] == [["golden"]]
+
+
+def test_the_second_agent_hears_who_the_first_one_is(host: SourceHost, tmp_path: Path) -> None:
+    with running(host, config_of(host, tmp_path)), pytest.raises(ConflictError, match=str(os.getpid())):
+        Running(host, config_of(host, tmp_path)).agent.run()
+
+
+def test_a_log_that_does_not_open_is_not_remembered(host: SourceHost, tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError):
+        Running(host, AgentConfig(host.path, str(tmp_path / "nowhere" / "log"))).agent.run()
+    assert host.pool.view().setting("log") == ""
+
+
+def test_a_crashed_worker_ends_the_agent(host: SourceHost, tmp_path: Path) -> None:
+    made = Running(host, config_of(host, tmp_path))
+    made.start()
+    wait_until_up(host, made)
+
+    def bug(_: GroupPublisher) -> None:
+        raise RuntimeError("boom")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(threading, "excepthook", lambda _: None)
+        made.agent.workers[0].ask(bug)
+        made.join()
+    assert isinstance(made.error, CrashedError) and made.error.exit_code == 1
+    assert "boom" in made.lines.getvalue()
+
+
+def test_an_agent_that_adopts_waits_for_its_exporter(host: SourceHost, tmp_path: Path) -> None:
+    made, there = Running(host, config_of(host, tmp_path, adopt=True)), threading.Event()
+    tries: list[int] = []
+
+    def connect() -> Pool:
+        tries.append(1)
+        if not there.is_set():
+            raise UnavailableError("nobody answers")
+        return cast("Pool", Unclosed(host))
+
+    made.agent._holder._connect = connect
+    made.start()
+    while not tries:
+        made.ready.wait(0.01)
+    there.set()
+    made.clock.wake()
+    wait_until_up(host, made)
+    made.clock.stop()
+    made.join()
+    assert made.error is None and len(tries) >= 2

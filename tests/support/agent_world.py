@@ -72,6 +72,16 @@ class SourceHost:
         self.pool.switch(Switch(changes=(Put(volume),), create=(dev_id,)))
         return uuid
 
+    def follow(self, clock: ManualClock) -> None:
+        """From now on cuts are stamped by `clock`."""
+        pool = self.pool
+
+        def stamped(_: int) -> int:
+            pool._last_cut_ns = max(clock.now_ns(), pool._last_cut_ns + 1)
+            return pool._last_cut_ns
+
+        pool._cut_time = stamped  # type: ignore[assignment, method-assign]  # the engine's own clock is the machine's
+
     def device(self, uuid: UUID = VOLUME) -> ThinDevice:
         """The live volume as a disk."""
         volume = self.pool.view().volume(uuid)

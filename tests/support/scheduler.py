@@ -268,16 +268,16 @@ class ScheduledThreading:
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
 
-    def Lock(self) -> Lock:  # noqa: N802 - the names of threading
+    def Lock(self) -> Lock:  # noqa: N802 - as in threading
         return Lock(self._scheduler)
 
-    def RLock(self) -> RLock:  # noqa: N802
+    def RLock(self) -> RLock:  # noqa: N802 - as in threading
         return RLock(self._scheduler)
 
-    def Condition(self) -> Condition:  # noqa: N802
+    def Condition(self) -> Condition:  # noqa: N802 - as in threading
         return Condition(self._scheduler)
 
-    def Thread(  # noqa: N802
+    def Thread(  # noqa: N802 - as in threading
         self,
         *,
         target: Callable[..., object],

@@ -9,6 +9,7 @@ import pytest
 
 from agent.config import TEMPLATE, AgentConfig, config_of, load_config
 from agent.hooks import Hooks
+from agent.relief import WhenFull
 from replicator.errors import NotFoundError, UsageError
 from replicator.history.points import Consistency
 from replicator.units import MIB
@@ -26,6 +27,9 @@ def test_everything_there_is() -> None:
         '\nlisten = ["unix:/s", "tcp:h:1"]\ninterval = "500ms"\nvolumes = ["a"]\nbandwidth = "5MiB/s"\nlevel = 3\nlog',
     )
     text += """threads = 1
+    when_full = "stop-writes"
+    attest = "7d"
+    adopt = true
     socket_group = "disk"
     [tls]
     certificate = "c"
@@ -52,9 +56,18 @@ def test_everything_there_is() -> None:
     assert found.hooks == Hooks(("f", "x"), ("t",), 2.0, Consistency.APPLICATION)
     assert [(each.name, each.volumes, each.interval_s) for each in found.groups] == [
         ("db", ("b", "c"), 5.0),
-        ("rest", ("d",), 0.5),
+        ("rest", ("d",), None),
     ]
-    assert found.effective()["pool"] == "p"
+    assert [str(each.schedule(found.schedule)) for each in found.groups] == ["every 5 s", "every 0.5 s"]
+    assert (found.when_full, found.attest_s, found.adopt) == (WhenFull.STOP_WRITES, 7 * 86400.0, True)
+    assert found.effective()["pool"] == "p" and found.effective()["schedule"] == "every 0.5 s"
+
+
+def test_the_kind_of_log_decides_the_interval_where_nothing_is_said() -> None:
+    assert str(config_of({"pool": "p", "log": "l"}).schedule) == "every 1 s"
+    assert str(config_of({"pool": "p", "log": "s3://bucket/x"}).schedule) == "every 10 s"
+    found = config_of({"pool": "p", "log": "l", "cron": "0 2 * * *", "group": [{"name": "g", "volumes": ["v"]}]})
+    assert str(found.schedule) == str(found.groups[0].schedule(found.schedule)) == "cron 0 2 * * *"
 
 
 def test_the_template_is_a_configuration_and_so_is_all_that_it_comments_out() -> None:
@@ -75,6 +88,12 @@ def test_the_template_is_a_configuration_and_so_is_all_that_it_comments_out() ->
         (LEAST + "interval = 1", "interval: expected a text"),
         (LEAST + "interval = 'often'", "not a duration"),
         (LEAST + "interval = '1ms'", "too short"),
+        (LEAST + "interval = '1s'\ncron = '* * * * *'", "exclude each other"),
+        (LEAST + "cron = 'now and then'", "no cron expression"),
+        (LEAST + "cron = '0 0 31 2 *'", "cron"),
+        (LEAST + "[[group]]\nname='g'\nvolumes=['v']\ncron='nie'", "no cron expression"),
+        (LEAST + "when_full = 'panic'", "neither drop-base nor stop-writes"),
+        (LEAST + "attest = '1s'", "too often"),
         (LEAST + "level = '3'", "level: expected a whole number"),
         (LEAST + "level = 99", "level 99"),
         (LEAST + "threads = 0", "0 threads"),

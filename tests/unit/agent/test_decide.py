@@ -27,6 +27,7 @@ from agent.decide import (
     RefusedError,
     Resume,
     Rewind,
+    StartTimeline,
     TimelineOverError,
     VolumeGoneError,
     decide,
@@ -69,6 +70,8 @@ def facts(tail: StreamState, published: int = 0, waiting: Prepared | None = None
 
 
 EMPTY = StreamState.start(VOLUME)
+EMPTY_2 = StreamState.start(VOLUME, 2)
+PARENT = StateName(1, 2, digest(2))
 OPEN_2 = state(1, opened=OURS)
 ROWS: list[tuple[str, Facts, type[Outcome] | type[RefusedError]]] = [
     ("new volume", facts(EMPTY, epoch=None), CreateStream),
@@ -101,7 +104,9 @@ ROWS: list[tuple[str, Facts, type[Outcome] | type[RefusedError]]] = [
     ("an unknown open one", facts(OPEN_2, 1), PoolOlderError),
     ("another open one", facts(state(1, opened=THEIRS), 1, prepared(2)), PoolOlderError),
     ("two histories", facts(state(1, history=1), 1), PoolOlderError),
-    ("the log lost its end", facts(state(1), 2), LostEndError),
+    ("the log lost its end", facts(state(1), 2), Rewind),
+    ("the log lost all but its beginning", facts(state(), 2), Rewind),
+    ("a rebase claimed a timeline", facts(EMPTY_2, 2, epoch=None, parent=PARENT), StartTimeline),
     ("the log lost everything", facts(EMPTY, 2, epoch=None), LostEndError),
     ("the log lost its end, the base is there", facts(state(1), 2, equal_to_tail=20), Rewind),
     ("the same, in the middle", facts(state(1, opened=THEIRS), 2, equal_to_tail=20), Abort),
@@ -176,9 +181,10 @@ def after(given: Facts, outcome: Outcome) -> Facts:
     if isinstance(outcome, Drop):
         return replace(given, prepared=None, void=None)
     assert isinstance(outcome, Rewind)
-    named = position(outcome.committed.number)
-    assert named is not None
-    return replace(given, position=replace(named, digest=outcome.committed.digest), prepared=None, equal_to_tail=None)
+    named = position(outcome.committed.number) if outcome.committed is not None else None
+    if named is not None and outcome.committed is not None:
+        named = replace(named, digest=outcome.committed.digest)
+    return replace(given, position=named, prepared=None, equal_to_tail=None)
 
 
 def test_over_all_combinations_it_ends_and_a_refusal_comes_before_anything_is_written() -> None:

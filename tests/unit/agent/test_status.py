@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
-from agent.status import AgentFacts, Room, VolumeFacts, document, text
+from agent.status import AgentFacts, LogRoom, ReceiverFacts, Room, VolumeFacts, document, text
 from replicator.history.protection import Failure
 
 S = 1_000_000_000
 NOW = 1_800_000_000 * S
-WELL = VolumeFacts("vm1", "u1", NOW - 3600 * S, 1.0, number=7, equal_until_ns=NOW - S // 2, last_success_ns=NOW)
+WELL = VolumeFacts(
+    "vm1", "u1", NOW - 3600 * S, 5.0, base_dev_id=3, number=7, equal_until_ns=NOW - S // 2, last_success_ns=NOW
+)
 ROOM = Room(5 << 30, 10 << 30, 7200.0)
 
 
@@ -28,7 +30,7 @@ def status(*volumes: VolumeFacts) -> dict[str, Any]:
         (WELL, "PROTECTED, would lose 0.5 s", 0),
         (replace(WELL, equal_until_ns=NOW - 4 * S), "PROTECTED, would lose 4.0 s", 0),
         (replace(WELL, equal_until_ns=NOW - 6 * S), "NOT PROTECTED since 07:59 (6.0 s): publishing doesn't keep", 2),
-        (replace(WELL, interval_s=60.0, equal_until_ns=NOW - 90 * S), "PROTECTED, would lose 1 m 30 s", 0),
+        (replace(WELL, late_s=182.0, equal_until_ns=NOW - 90 * S), "PROTECTED, would lose 1 m 30 s", 0),
         (
             replace(WELL, failure=Failure(NOW - 3600 * S, "log unreachable: gone", "mount it")),
             "NOT PROTECTED since 07:00 (1 h): log unreachable: gone",
@@ -68,6 +70,28 @@ def test_it_is_one_json_document_with_all_that_is_known() -> None:
     said = text(shown)
     assert "changed since" in said and "transaction 8 under way: 100 chunks sent" in said
     assert "room in the pool: 5 GiB of 10 GiB, lasts 2 h at this rate" in said
+
+
+def test_what_is_short_and_what_happens_then_is_said_before() -> None:
+    failing = replace(WELL, failure=Failure(NOW - 5 * S, "log unreachable: gone"))
+    room = Room(5 << 30, 10 << 30, 7200.0, 3600.0, "drop-base")
+    facts = AgentFacts("POOL", "LOG", 11, 12, (failing,), room, LogRoom(1 << 30, 2 << 30, 86400.0))
+    said = text(document(facts, NOW, UTC))
+    assert "lasts 2 h at this rate; the base is let go of (when_full = drop-base)" in said and "in 1 h" in said
+    assert "room in the log: 1 GiB of 2 GiB, lasts 1 d at this rate" in said
+    assert "when_full" not in text(document(replace(facts, volumes=(WELL,)), NOW, UTC)), "nothing gives way now"
+
+
+def test_a_paused_volume_is_resumed_with_its_pool() -> None:
+    assert status(replace(WELL, paused_since_ns=NOW))["mend"] == "replicator agent resume POOL"
+
+
+def test_ages_are_there_for_machines() -> None:
+    receiver = ReceiverFacts("oslo", "u", 2, 5, NOW - 7 * S)
+    shown = status(replace(WELL, last_success_ns=NOW - 3 * S, receivers=(receiver,)))["volumes"][0]
+    assert shown["last_success_age_s"] == 3.0
+    assert shown["receivers"][0]["behind"] is None and shown["receivers"][0]["heard_age_s"] == 7.0
+    assert "on another timeline" in text(status(replace(WELL, receivers=(receiver,))))
 
 
 def test_no_volume_is_no_protection() -> None:
