@@ -39,7 +39,13 @@ _UNPACK = np.stack([_SWAP[(_BYTES >> shift) & 3] for shift in (0, 2, 4, 6)], axi
 
 def unpack_bitmap(row: Words) -> Counts:
     """The 16,320 counts of one bitmap block (512 words); 3 stands for three or more."""
-    return _UNPACK[row.view(np.uint8)[16:]].reshape(-1).astype(np.uint32)
+    counts: Counts = unpack_bitmaps(row[None])[0]
+    return counts
+
+
+def unpack_bitmaps(rows: Words) -> Counts:
+    """The same of several bitmap blocks (n, 512), as rows."""
+    return _UNPACK[rows.view(np.uint8)[:, 16:]].reshape(len(rows), ENTRIES_PER_BITMAP).astype(np.uint32)
 
 
 def narrow(counts: Counts) -> npt.NDArray[np.uint8]:

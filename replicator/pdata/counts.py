@@ -4,26 +4,35 @@ The running state of a space map between pdata/spacemap (its form on disk) and t
 share blocks. The array lies in anonymous memory that the kernel fills page by page, so that counts
 nobody asked for cost nothing; clean sections are given back when more than `cache_sections` are loaded (P5).
 
-Beside each count stand flags of the running transaction:
+Beside each count stand flags, which are never given back:
 
     TAKEN   handed out and not counted yet, or freed and not yet durable: not to be allocated (P6)
     FRESH   allocated since the last commit: no committed structure refers to it (metadata only, where nobody
             but the transaction itself reads such a block, so that it may be used again at once)
-    LEFT    lost a reference since the last commit and has others still: shared on disk, whatever its count says
+    SOLE    the committed state has exactly one reference to it, and the running one has no more
+
+All of it belongs to the owner of the pool's lock but `are_sole`, which anybody may ask at any time. What that looks at
+stands still during a commit but for SOLE going where a second reference comes; it is set by `end_transaction` alone,
+when the commit is durable, and goes for good with `settle`.
 
 Invariants
   C1  free = blocks with count 0 and not TAKEN; `free_count` is always that number.
   C2  A count that falls to 0 leaves TAKEN behind until `settle`, unless the block is FRESH.
   C3  `overflow` holds every block whose entry in the overflow tree may have changed since the last commit.
-  C4  A block that is shared in the committed state or in the running one isn't `is_exclusive` (P6): a power cut brings
-      back those who let go of it.
+  C4  A block that is shared in the committed state or in the running one isn't SOLE (P6): a power cut brings back
+      those who let go of it. A block that the committed state alone refers to, once, is SOLE still.
+  C5  Sections are loaded, unloaded and moved under `loading`, and a section is clean when it is loaded: what is read
+      for it is the committed state, which stays on disk for as long as somebody holds `loading` (pdata/transaction).
 """
 
 from __future__ import annotations
 
 import mmap
+import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,10 +43,26 @@ from replicator.pdata.block import Words
 
 TAKEN = np.uint8(1)
 FRESH = np.uint8(2)
-LEFT = np.uint8(4)
+SOLE = np.uint8(4)
+_AHEAD_SECTIONS = 8  # loaded together, since their bitmaps mostly lie together: 128 Ki blocks
 _SECTION = np.uint64(ENTRIES_PER_BITMAP)
 _ONE = np.uint32(1)
 _EMPTY: Words = np.empty(0, dtype=np.uint64)
+
+
+@dataclass(frozen=True, slots=True)
+class CountsMark:
+    """Where a CountArray was when somebody began what may have to be undone."""
+
+    arrays: dict[str, Any]
+    numbers: dict[str, int]
+    lengths: dict[str, int]
+    dirty: npt.NDArray[np.bool_]
+
+
+_ARRAYS = ("values", "flags", "_map", "_flag_map", "loaded", "_known", "section_free")
+_NUMBERS = ("nr_blocks", "nr_allocated", "held_count", "_cursor")
+_LISTS = ("overflow", "freed", "_counted", "_dropped")
 
 
 def _anonymous(length_bytes: int) -> mmap.mmap:
@@ -45,14 +70,14 @@ def _anonymous(length_bytes: int) -> mmap.mmap:
 
 
 class CountArray:
-    """Counts and flags of `nr_blocks` blocks; `load(section)` brings 16,320 counts from disk.
+    """Counts and flags of `nr_blocks` blocks; `load(sections)` brings 16,320 counts each from disk, as rows.
 
     `what` names the space in messages ("data", "metadata"); `recycle` turns FRESH on.
-    Not thread-safe: the owner of the pool locks.
+    Not thread-safe but for `are_sole`: the owner of the pool locks.
     """
 
     def __init__(
-        self, what: str, nr_blocks: int, nr_allocated: int, load: Callable[[int], Counts], *, recycle: bool
+        self, what: str, nr_blocks: int, nr_allocated: int, load: Callable[[Words], Counts], *, recycle: bool
     ) -> None:
         self.what = what
         self._load = load
@@ -63,9 +88,12 @@ class CountArray:
         self.overflow: list[Words] = []
         self.freed: list[Words] = []
         self._counted: list[Words] = []
-        self._left: list[Words] = []
+        self._dropped: list[Words] = []
+        self._journal: list[tuple[npt.NDArray[np.int64], Counts, npt.NDArray[np.uint8]]] | None = None
+        self.loading = threading.Lock()
         self.section_free = np.zeros(0, dtype=np.int64)
         self.loaded = np.zeros(0, dtype=bool)
+        self._known = np.zeros(0, dtype=bool)
         self.dirty = np.zeros(0, dtype=bool)
         self._map, self._flag_map = _anonymous(0), _anonymous(0)
         self.values: Counts = np.empty(0, dtype=np.uint32)
@@ -83,6 +111,10 @@ class CountArray:
 
     def grow(self, nr_blocks: int) -> None:
         """Go on with `nr_blocks` (never fewer); the new ones are free, their sections loaded by the caller's loader."""
+        with self.loading:
+            self._grow(nr_blocks)
+
+    def _grow(self, nr_blocks: int) -> None:
         sections = -(-nr_blocks // ENTRIES_PER_BITMAP)
         length = sections * ENTRIES_PER_BITMAP
         values, flags = _anonymous(length * 4), _anonymous(length)
@@ -96,16 +128,28 @@ class CountArray:
             self.section_free[-1] = max(self.section_free[-1], 1)  # whoever wrote it may not have counted the tail
         extra = sections - len(self.loaded)
         self.loaded = np.concatenate((self.loaded, np.zeros(extra, dtype=bool)))
+        self._known = np.concatenate((self._known, np.zeros(extra, dtype=bool)))
         self.dirty = np.concatenate((self.dirty, np.zeros(extra, dtype=bool)))
         added = np.full(extra, ENTRIES_PER_BITMAP, dtype=np.int64)
         self.section_free = np.concatenate((self.section_free, added))
         self.values, self.flags, self._map, self._flag_map = new_values, new_flags, values, flags
         self.nr_blocks = nr_blocks
 
-    def _bring(self, section: int) -> None:
-        start = section * ENTRIES_PER_BITMAP
-        self.values[start : start + ENTRIES_PER_BITMAP] = self._load(section)
-        self.loaded[section] = True
+    def _bring(self, wanted: npt.NDArray[np.int64]) -> None:
+        """Load the sections that aren't there, and what lies around them; under `loading` (C5)."""
+        wanted = np.unique(wanted // _AHEAD_SECTIONS)
+        group = (wanted[:, None] * _AHEAD_SECTIONS + np.arange(_AHEAD_SECTIONS)).reshape(-1)
+        group = group[group < self.sections]
+        group = group[~self.loaded[group]]
+        if not group.size:
+            return
+        counts = self._load(group.astype(np.uint64))
+        self.values.reshape(-1, ENTRIES_PER_BITMAP)[group] = counts
+        new = ~self._known[group]
+        flags = self.flags.reshape(-1, ENTRIES_PER_BITMAP)
+        flags[group[new]] = np.where(counts[new] == _ONE, SOLE, np.uint8(0))
+        self.loaded[group] = True
+        self._known[group] = True
 
     def _inside(self, blocks: Words) -> npt.NDArray[np.int64]:
         if blocks.size and int(blocks.max()) >= self.nr_blocks:
@@ -115,8 +159,9 @@ class CountArray:
     def _ready(self, blocks: Words) -> npt.NDArray[np.int64]:
         self._inside(blocks)
         sections = (blocks // _SECTION).astype(np.int64)
-        for section in np.unique(sections[~self.loaded[sections]]).tolist():
-            self._bring(section)
+        if not self.loaded[sections].all():
+            with self.loading:
+                self._bring(sections[~self.loaded[sections]])
         return sections
 
     def get(self, blocks: Words) -> Counts:
@@ -125,18 +170,18 @@ class CountArray:
         found: Counts = self.values[blocks.astype(np.int64)]
         return found
 
-    def is_exclusive(self, blocks: Words) -> npt.NDArray[np.bool_]:
-        """Whether one reference alone leads to each of `blocks`, in the running and in the committed state (C4)."""
-        self._ready(blocks)
-        index = blocks.astype(np.int64)
-        exclusive: npt.NDArray[np.bool_] = (self.values[index] == 1) & ((self.flags[index] & LEFT) == 0)
-        return exclusive
+    def are_sole(self, blocks: Words) -> npt.NDArray[np.bool_]:
+        """Whether one reference alone leads to each of `blocks`, in the committed state and the running one (C4).
 
-    def mark_left(self, blocks: Words) -> None:
-        """`blocks` are shared in the committed state, through a node above them that the running one has no more."""
-        if blocks.size:
-            self.flags[self._inside(blocks)] |= LEFT
-            self._left.append(blocks)
+        May be asked by anybody, at any time: it waits for no change of the counts.
+        """
+        index = self._inside(blocks)
+        sections = index // ENTRIES_PER_BITMAP
+        if not self._known[sections].all():
+            with self.loading:
+                self._bring(sections[~self._known[sections]])
+        sole: npt.NDArray[np.bool_] = (self.flags[index] & SOLE) != 0
+        return sole
 
     def add(self, blocks: Words) -> None:
         """One more reference to each of `blocks` (as many as it stands there); a first one ends its TAKEN."""
@@ -144,9 +189,12 @@ class CountArray:
             return
         sections = self._ready(blocks)
         index = blocks.astype(np.int64)
+        self._note(index)
         old = self.values[index]
         np.add.at(self.values, index, _ONE)
+        new = self.values[index]
         self.dirty[sections] = True
+        self.flags[index[new > _ONE]] &= ~SOLE
         first = blocks[old == 0]
         if first.size:
             first = np.unique(first)
@@ -155,7 +203,7 @@ class CountArray:
             self.held_count -= int(np.count_nonzero(self.flags[places] & TAKEN))
             self.flags[places] &= ~TAKEN
             self._counted.append(first)
-        over = blocks[self.values[index] >= OVERFLOW]
+        over = blocks[new >= OVERFLOW]
         if over.size:
             self.overflow.append(over)
 
@@ -168,6 +216,7 @@ class CountArray:
             return _EMPTY
         sections = self._ready(blocks)
         index = blocks.astype(np.int64)
+        self._note(index)
         old = self.values[index]
         np.subtract.at(self.values, index, _ONE)
         new = self.values[index]
@@ -181,7 +230,7 @@ class CountArray:
         over = blocks[old >= OVERFLOW]
         if over.size:
             self.overflow.append(over)
-        self.mark_left(blocks[new > 0])
+        self._dropped.append(blocks[new > 0])
         dead: Words = blocks[new == 0]
         if dead.size:
             dead = np.unique(dead) if (old - new > 1).any() else dead
@@ -215,6 +264,7 @@ class CountArray:
         for section, low in self._places():
             free = self._free_in(section, low)[:missing]
             if free.size:
+                self._note(free.astype(np.int64))
                 self.flags[free.astype(np.int64)] = self._mark
                 found.append(free)
                 missing -= free.size
@@ -242,7 +292,8 @@ class CountArray:
         if not self.loaded[section]:
             if not self.section_free[section]:
                 return _EMPTY
-            self._bring(section)
+            with self.loading:
+                self._bring(np.array([section]))
         end = min((section + 1) * ENTRIES_PER_BITMAP, self.nr_blocks)
         part = slice(min(low, end), end)
         free = np.flatnonzero((self.values[part] == 0) & ((self.flags[part] & TAKEN) == 0))
@@ -260,8 +311,42 @@ class CountArray:
     def put_back(self, blocks: Words) -> None:
         """Blocks that were taken and never counted are free again."""
         index = blocks.astype(np.int64)
+        self._note(index)
         self.held_count -= int(np.count_nonzero(self.flags[index] & TAKEN))
         self.flags[index] = 0
+
+    # -- what may have to be undone --------------------------------------------------------------------------
+
+    def mark(self) -> CountsMark:
+        """From now on every change is noted, until `forget_mark`, or `undo`."""
+        self._journal = []
+        return CountsMark(
+            {name: getattr(self, name) for name in _ARRAYS},
+            {name: getattr(self, name) for name in _NUMBERS},
+            {name: len(getattr(self, name)) for name in _LISTS},
+            self.dirty.copy(),
+        )
+
+    def forget_mark(self) -> None:
+        """What was done since the mark stands."""
+        self._journal = None
+
+    def undo(self, mark: CountsMark) -> None:
+        """Everything is as it was at the mark, growth too."""
+        with self.loading:
+            for name, value in (*mark.arrays.items(), *mark.numbers.items()):
+                setattr(self, name, value)
+        for name, length in mark.lengths.items():
+            del getattr(self, name)[length:]
+        for index, values, flags in reversed(self._journal or []):
+            self.values[index], self.flags[index] = values, flags
+        self.dirty[: len(mark.dirty)] = mark.dirty
+        self.dirty = self.dirty[: len(mark.dirty)]
+        self._journal = None
+
+    def _note(self, index: npt.NDArray[np.int64]) -> None:
+        if self._journal is not None:
+            self._journal.append((index, self.values[index], self.flags[index]))
 
     def collect_freed(self) -> Words:
         """Blocks freed since the last call; TAKEN until `settle` is called with them, once that is durable (P6)."""
@@ -270,12 +355,13 @@ class CountArray:
         return freed
 
     def end_transaction(self) -> None:
-        """The commit is durable: what it counted is committed now, no longer FRESH; who let go has let go (LEFT)."""
+        """The commit is durable: what it counted is no longer FRESH, and what has one reference is SOLE (C4)."""
         for blocks in self._counted:
             self.flags[blocks.astype(np.int64)] &= ~FRESH
-        for blocks in self._left:
-            self.flags[blocks.astype(np.int64)] &= ~LEFT
-        self._counted, self._left = [], []
+        for blocks in chain(self._counted, self._dropped):
+            index = blocks.astype(np.int64)
+            self.flags[index[self.values[index] == _ONE]] |= SOLE
+        self._counted, self._dropped = [], []
         self.dirty[:] = False
 
     def settle(self, freed: Words) -> None:
@@ -290,10 +376,11 @@ class CountArray:
 
     def unload(self, keep_sections: int) -> None:
         """Give memory back: clean sections beyond `keep_sections` are forgotten, to be loaded again when asked for."""
-        clean = np.flatnonzero(self.loaded & ~self.dirty)
-        for section in clean[: max(0, int(np.count_nonzero(self.loaded)) - keep_sections)].tolist():
-            start, end = section * ENTRIES_PER_BITMAP * 4, (section + 1) * ENTRIES_PER_BITMAP * 4
-            low, high = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
-            if high > low:
-                self._map.madvise(mmap.MADV_DONTNEED, low, high - low)
-            self.loaded[section] = False
+        with self.loading:
+            clean = np.flatnonzero(self.loaded & ~self.dirty)
+            for section in clean[: max(0, int(np.count_nonzero(self.loaded)) - keep_sections)].tolist():
+                start, end = section * ENTRIES_PER_BITMAP * 4, (section + 1) * ENTRIES_PER_BITMAP * 4
+                low, high = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
+                if high > low:
+                    self._map.madvise(mmap.MADV_DONTNEED, low, high - low)
+                self.loaded[section] = False

@@ -27,7 +27,7 @@ from replicator.pdata.bitmap import (
     narrow,
     pack_bitmaps,
     pack_index,
-    unpack_bitmap,
+    unpack_bitmaps,
     unpack_index,
 )
 from replicator.pdata.block import BlockKind, Words
@@ -64,8 +64,8 @@ class SpaceMap:
 
     @classmethod
     def _bare(cls, what: str, store: MetadataStore, nr_blocks: int, nr_allocated: int, *, recycle: bool) -> SpaceMap:
-        def load(section: int) -> Counts:
-            return space.load_section(section)
+        def load(sections: Words) -> Counts:
+            return space.load_sections(sections)
 
         counts = CountArray(what, nr_blocks, nr_allocated, load, recycle=recycle)
         space = cls(store, counts, np.zeros(counts.sections, dtype=INDEX_ENTRY_DTYPE), 0, 0)
@@ -105,16 +105,16 @@ class SpaceMap:
             self._leaves_of = self.ref_count_root, known
         return known
 
-    def load_section(self, section: int) -> Counts:
-        """The 16,320 counts of one bitmap, overflow included."""
-        block = int(self.index["block"][section])
-        if not block:
-            return np.zeros(ENTRIES_PER_BITMAP, dtype=np.uint32)
-        counts = unpack_bitmap(self.store.read_blocks(np.array([block], dtype=np.uint64), BlockKind.BITMAP)[0])
-        if (counts == OVERFLOW).any():
-            begin = section * ENTRIES_PER_BITMAP
+    def load_sections(self, sections: Words) -> Counts:
+        """The 16,320 counts of each of these bitmaps, ascending, as rows; overflow included."""
+        counts = np.zeros((len(sections), ENTRIES_PER_BITMAP), dtype=np.uint32)
+        blocks = self.index["block"][sections.astype(np.int64)]
+        there = np.flatnonzero(blocks)
+        counts[there] = unpack_bitmaps(self.store.read_blocks(blocks[there], BlockKind.BITMAP))
+        for row in np.flatnonzero((counts == OVERFLOW).any(axis=1)).tolist():
+            begin = int(sections[row]) * ENTRIES_PER_BITMAP
             for keys, values in walk(self.store, self.ref_count_root, REF_COUNTS, begin, begin + ENTRIES_PER_BITMAP):
-                counts[(keys - _U64(begin)).astype(np.int64)] = values
+                counts[row, (keys - _U64(begin)).astype(np.int64)] = values
         return counts
 
     def grow(self, nr_blocks: int) -> None:

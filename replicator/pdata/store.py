@@ -58,10 +58,11 @@ class MetadataStore:
         if not self.pending:
             self._read_verified(rows, ordered, kind)
             return
-        known = np.fromiter((int(b) in self.pending for b in ordered), dtype=bool, count=len(ordered))
-        for row in np.flatnonzero(known).tolist():
-            rows[row] = self.pending[int(ordered[row])]
-        missing = np.flatnonzero(~known)
+        waiting = list(map(self.pending.get, ordered.tolist()))  # one look each: a commit may end meanwhile
+        for row, found in enumerate(waiting):
+            if found is not None:
+                rows[row] = found
+        missing = np.array([row for row, found in enumerate(waiting) if found is None], dtype=np.int64)
         part = np.empty((missing.size, WORDS_PER_BLOCK), dtype=np.uint64)
         self._read_verified(part, ordered[missing], kind)
         rows[missing] = part

@@ -18,25 +18,32 @@ Invariants
   X2  A freed block is not allocated again before the commit that frees it is durable (P6), unless it was FRESH.
   X3  After a failed write or flush of `write` nothing is known of the disk: `broken` is set, and nothing
       is written any more until the pool is opened again.
+  X4  What the last committed state reaches stays as it is on disk until `finish` of the next one; whoever reads it
+      beside a transaction looks afterwards whether that is the last one still.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from replicator.errors import ReplicatorError
+from replicator.errors import FormatError, ReplicatorError
+from replicator.pdata.bitmap import IndexEntries
 from replicator.pdata.block import BlockKind, Words
+from replicator.pdata.counts import CountsMark
 from replicator.pdata.node import MAPPING, TOP_LEVEL, Nodes, TreeKind, decode, encode, leaf_rows
 from replicator.pdata.room import PoolShape
 from replicator.pdata.spacemap import SpaceMap
 from replicator.pdata.store import MetadataStore
-from replicator.pdata.update import Update, Updated
+from replicator.pdata.tree import MAX_DEPTH
+from replicator.pdata.update import Shorter, Update, Updated
 from replicator.units import METADATA_BLOCK_BYTES
 
+_COUNT_NODES = 64
 _DROP_NODES = 4096  # nodes of a dying tree that are read at once: 16 MiB
 _LARGEST_WRITE_BLOCKS = 256  # 1 MiB a pwritev
 _TIME_SHIFT = np.uint64(24)
@@ -46,6 +53,16 @@ class BrokenPoolError(ReplicatorError):
     """A flush or a metadata write failed: the pool is read-only until it is opened again."""
 
     kind = "broken"
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Where a transaction was when somebody began what may have to be undone."""
+
+    counts: tuple[CountsMark, CountsMark]
+    maps: tuple[tuple[IndexEntries, int, int], ...]
+    pending: dict[int, Words]
+    nr_blocks: int
 
 
 class Transaction:
@@ -85,12 +102,9 @@ class Transaction:
     def shadow(self, blocks: Words, kind: TreeKind) -> Nodes:
         """Read nodes that will be replaced by copies: their count falls, the children of the shared ones gain one."""
         nodes = self.store.read_nodes(blocks, kind)
-        counts = self.metadata.counts
-        exclusive = counts.is_exclusive(blocks)
-        if not exclusive.all():
-            shared = counts.get(blocks) > 1
+        shared = self.metadata.counts.get(blocks) > 1
+        if shared.any():
             self._share(nodes.values[nodes.mask() & shared[:, None]], nodes.leaf, kind)
-            self._leave(nodes.values[nodes.mask() & ~(shared | exclusive)[:, None]], nodes.leaf, kind)
         self.release(blocks)
         return nodes
 
@@ -99,13 +113,6 @@ class Transaction:
             self.metadata.counts.add(values)
         elif kind is MAPPING:
             self.data.counts.add(values >> _TIME_SHIFT)
-
-    def _leave(self, values: npt.NDArray[Any], leaf: bool, kind: TreeKind) -> None:
-        """The children of nodes that are shared on disk only: so are they, once the copies name them."""
-        if not leaf or kind is TOP_LEVEL:
-            self.metadata.counts.mark_left(values)
-        elif kind is MAPPING:
-            self.data.counts.mark_left(values >> _TIME_SHIFT)
 
     def forget_values(self, kind: TreeKind, values: npt.NDArray[Any]) -> None:
         """Leaf values that a batch overwrites or deletes; a mapping's data block loses a reference."""
@@ -171,6 +178,31 @@ class Transaction:
             if children.size:
                 waiting.append((children, below))
 
+    def dying_leaves(self, root: int, kind: TreeKind, limit: int) -> int:
+        """How many leaves only this tree reaches, so that they die with it; counted until there are more than `limit`.
+
+        Nothing but inner nodes is read, and of those only the ones that die.
+        """
+        level, counts = np.array([root], dtype=np.uint64), self.metadata.counts
+        for _ in range(MAX_DEPTH):
+            level = level[counts.get(level) == 1]
+            if not level.size or self.store.read_nodes(level[:1], kind).leaf:
+                return len(level)
+            below: list[Words] = []
+            found = 0
+            for low in range(0, len(level), _COUNT_NODES):
+                children = self.store.read_nodes(level[low : low + _COUNT_NODES], kind).flat()[1]
+                below.append(children)
+                found += int(np.count_nonzero(counts.get(children) == 1))
+                if found > limit:
+                    break  # as many nodes of the next level, and each of those has leaves
+            level = np.concatenate(below)
+        raise FormatError(f"{kind.name} at block {root}", f"at most {MAX_DEPTH} levels", "more")
+
+    def drop_front(self, root: int, kind: TreeKind, budget: int) -> Shorter:
+        """Drop the first leaves of a tree that is dying in slices (pdata/update)."""
+        return Update(self, kind).drop_front(root, budget)
+
     def shape(self, *, trees: int = 1, mapped_blocks: int | None = None) -> PoolShape:
         """What bounds a commit that changes `trees` mapping trees with `mapped_blocks` in all (default: any)."""
         data, metadata = self.data.counts, self.metadata.counts
@@ -189,6 +221,30 @@ class Transaction:
     def worst_case_blocks(self, weight: int) -> int:
         """Metadata blocks that a commit of mapping changes of this weight in one tree may need (P8; pdata/room)."""
         return self.shape().worst_case(weight)
+
+    def mark(self) -> Mark:
+        """Before something that may fail halfway: `undo` brings back what is now, `forget_mark` lets it stand."""
+        maps = self.data, self.metadata
+        return Mark(
+            (self.data.counts.mark(), self.metadata.counts.mark()),
+            tuple((space.index, space.bitmap_root, space.ref_count_root) for space in maps),
+            dict(self.store.pending),
+            self.store.nr_blocks,
+        )
+
+    def forget_mark(self) -> None:
+        """What was done since the mark stands."""
+        self.data.counts.forget_mark()
+        self.metadata.counts.forget_mark()
+
+    def undo(self, mark: Mark) -> None:
+        """Nothing was done since the mark."""
+        for space, counts, (index, bitmap_root, ref_count_root) in zip(
+            (self.data, self.metadata), mark.counts, mark.maps, strict=True
+        ):
+            space.counts.undo(counts)
+            space.index, space.bitmap_root, space.ref_count_root = index, bitmap_root, ref_count_root
+        self.store.pending, self.store.nr_blocks = mark.pending, mark.nr_blocks
 
     def place(self) -> None:
         """Give both space maps their new homes; nothing may change any more before `finish`."""
@@ -216,12 +272,19 @@ class Transaction:
             self.broken = f"{self.store.device.name}: the pool is read-only since a commit failed: {error}"
             raise
 
-    def finish(self) -> Words:
-        """The commit is durable; returns the data blocks that it freed, TAKEN until `settle` (X2)."""
+    def finish(self, show: Callable[[], None] | None = None) -> Words:
+        """The commit is durable; returns the data blocks that it freed, TAKEN until `settle` (X2).
+
+        `show` is called when the flags tell of the new state, and before anything of the old one may be used again:
+        by then nobody begins to read that any more (X4).
+        """
         self.store.pending.clear()
         self.data.counts.end_transaction()
         self.metadata.counts.end_transaction()
-        self.metadata.counts.settle(self.metadata.counts.collect_freed())
+        if show is not None:
+            show()
+        with self.data.counts.loading, self.metadata.counts.loading:
+            self.metadata.counts.settle(self.metadata.counts.collect_freed())
         return self.data.counts.collect_freed()
 
     def _write_pending(self) -> None:

@@ -90,6 +90,26 @@ def leaf_count(store: MetadataStore, root: int, kind: TreeKind) -> int:
     raise _too_deep(store, kind, root)
 
 
+def leaf_bound(store: MetadataStore, root: int, kind: TreeKind, span: tuple[int, int], leaves: int) -> int:
+    """The largest key up to the end of [begin, end) = `span` that leaves [begin, key) in `leaves` leaves at most.
+
+    Reads the inner nodes above that many leaves, and one leaf.
+    """
+    low, high, bound = np.uint64(span[0]), np.uint64(span[1] - 1), span[1]
+    blocks = np.array([root], dtype=np.uint64)
+    for _ in range(MAX_DEPTH):
+        if not blocks.size or store.read_nodes(blocks[:1], kind).leaf:
+            return bound
+        keys, values = store.read_nodes(blocks, kind).flat()
+        first = max(int(np.searchsorted(keys, low, side="right")) - 1, 0)
+        last = int(np.searchsorted(keys, high, side="right"))
+        if last - first > leaves:
+            last = first + leaves
+            bound = int(keys[last])
+        blocks = values[first:last]
+    raise _too_deep(store, kind, root)
+
+
 def walk(
     store: MetadataStore, root: int, kind: TreeKind, begin: int = 0, end: int | None = None
 ) -> Iterator[tuple[Words, npt.NDArray[Any]]]:

@@ -7,6 +7,8 @@ rewritten as arrays, the rest parent by parent.
     on the way down   count[node] -= 1; if it was > 1 before, +1 to each child (node, device root, data block)
     on the way up     a new node for every touched one; its parent's entry changes, so that is touched, too
 
+A tree that dies in slices loses its first leaves at each (`drop_front`), and is a whole tree of what is left of it.
+
 Invariants
   U1  No block reachable from the committed superblock is changed: every changed node gets a new home.
   U2  Every node but the root has between max/3 and max entries when the batch is done.
@@ -31,8 +33,18 @@ from replicator.pdata.tree import MAX_DEPTH, search_slots
 if TYPE_CHECKING:
     from replicator.pdata.transaction import Transaction
 
+LEAF_COST = 8  # of dropping a leaf's data blocks, against only counting its keys
+
 Rows = npt.NDArray[np.int64]
 Values = npt.NDArray[Any]
+
+
+class Shorter(NamedTuple):
+    """What is left of a dying tree, how many keys it lost, and what that cost."""
+
+    root: int
+    removed: int
+    cost: int
 
 
 class Updated(NamedTuple):
@@ -94,6 +106,7 @@ class Update:
     def __init__(self, transaction: Transaction, kind: TreeKind) -> None:
         self.transaction = transaction
         self.kind = kind
+        self._bottom = 0  # height of the lowest level that is touched; leaves have 0
 
     def run(self, root: int, keys: Words, values: Values, delete: npt.NDArray[np.bool_]) -> Updated:
         """Put (or delete, absent ones too) sorted distinct `keys`."""
@@ -108,11 +121,16 @@ class Update:
             put = ~delete
             flat = _regroup(nodes, (owner[hit], slot[hit]), owner[put], keys[put], values[put])
             result = self._rewrite(levels, depth, flat)
+        inserted, removed = int(np.count_nonzero(~hit & ~delete)), int(np.count_nonzero(hit & delete))
+        return Updated(self._finish(levels, result), inserted, removed)
+
+    def _finish(self, levels: list[_Level], result: _Piece | _Entries) -> int:
+        """Bring what the lowest level came to up to the root; returns the new one."""
+        depth = len(levels) - 1
         while isinstance(result, _Entries):
             depth -= 1
             result = self._lift(levels, depth, result)
-        inserted = int(np.count_nonzero(~hit & ~delete))
-        return Updated(self._crown(result, len(levels) - 1), inserted, int(np.count_nonzero(hit & delete)))
+        return self._crown(result, len(levels) - 1 + self._bottom)
 
     def _descend(self, root: int, keys: Words) -> tuple[list[_Level], Rows, Rows]:
         blocks = np.array([root], dtype=np.uint64)
@@ -131,6 +149,51 @@ class Update:
             blocks = nodes.values[parent, place]
             owner = np.cumsum(edge) - 1
         raise FormatError(f"{self.kind.name} at block {root}", f"at most {MAX_DEPTH} levels", "more")
+
+    def drop_front(self, root: int, budget: int) -> Shorter:
+        """Drop the first leaves of a tree that has inner nodes, until that has cost `budget`; at most 252 of them.
+
+        A leaf that others have too costs 1, since it is only counted, one that dies LEAF_COST.
+        """
+        spine = self._left_spine(root)
+        levels: list[_Level] = []
+        top = np.zeros(1, dtype=np.int64)
+        for block in spine[:-2]:
+            levels.append(_Level(self.transaction.shadow(block, self.kind), top, top))
+        branch, self._bottom = spine[-2], 1
+        if levels and self.transaction.metadata.counts.get(branch)[0] > 1:
+            leaves = self.transaction.store.read_nodes(branch, self.kind).flat()[1]
+            removed, cost, gone, self._bottom = self._count(leaves), len(leaves), 1, 2
+            self.transaction.release(branch)
+        else:
+            levels.append(_Level(self.transaction.shadow(branch, self.kind), top, top))
+            removed, cost, gone = self._drop_leaves(levels[-1].nodes.flat()[1], budget)
+        nodes, none = levels[-1].nodes, np.empty(0, dtype=np.uint64)
+        slots = np.arange(gone)
+        flat = _regroup(nodes, (np.zeros(gone, dtype=np.int64), slots), none.astype(np.int64), none, none)
+        return Shorter(self._finish(levels, self._rewrite(levels, len(levels) - 1, flat)), removed, cost)
+
+    def _left_spine(self, root: int) -> list[Words]:
+        spine = [np.array([root], dtype=np.uint64)]
+        while len(spine) <= MAX_DEPTH:
+            nodes = self.transaction.store.read_nodes(spine[-1], self.kind)
+            if nodes.leaf:
+                assert len(spine) > 1, "a tree of one leaf dies at once"
+                return spine
+            spine.append(nodes.values[0, :1].copy())
+        raise FormatError(f"{self.kind.name} at block {root}", f"at most {MAX_DEPTH} levels", "more")
+
+    def _drop_leaves(self, leaves: Words, budget: int) -> tuple[int, int, int]:
+        """Drop as many of `leaves` as cost `budget`, one at least: (keys removed, cost, how many leaves)."""
+        alone = self.transaction.metadata.counts.get(leaves) == 1
+        costs = np.cumsum(np.where(alone, LEAF_COST, 1))
+        gone = max(1, int(np.searchsorted(costs, budget, side="right")))
+        removed = self._count(leaves[:gone])
+        self.transaction.drop_subtree(leaves[:gone], self.kind)
+        return removed, int(costs[gone - 1]), gone
+
+    def _count(self, leaves: Words) -> int:
+        return int(self.transaction.store.read_nodes(leaves, self.kind).count.sum())
 
     def _patch(self, level: _Level, owner: Rows, slot: Rows, keys: Words, values: Values) -> _Entries:
         """Nodes that keep their number of entries: copies with some entries replaced."""
@@ -151,7 +214,7 @@ class Update:
         """Turn a level's regrouped entries into new nodes; the root's level into the one piece that it is."""
         if not depth:
             return _Piece(flat.keys, flat.values)
-        level, height = levels[depth], len(levels) - 1 - depth
+        level, height = levels[depth], len(levels) - 1 - depth + self._bottom
         low, high = self._fill(height)
         bad = np.unique(level.parent[(flat.counts < low) | (flat.counts > high)])
         parts = [self._write_good(level, flat, ~np.isin(level.parent, bad), height)]

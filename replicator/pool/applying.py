@@ -11,19 +11,22 @@ Invariants
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from replicator.blockdev.file import FileDevice
 from replicator.blockdev.interface import BlockDevice
-from replicator.errors import ConflictError, ReplicatorError, UsageError
+from replicator.errors import ConflictError, NotFoundError, ReplicatorError, UsageError
 from replicator.pdata.bitmap import ENTRIES_PER_BITMAP, LARGEST_METADATA_BLOCKS
+from replicator.pdata.block import Words
 from replicator.pdata.room import UNMAP_WEIGHT
 from replicator.pool.catalogue_schema import Cut, Snapshot, Volume
-from replicator.pool.changes import Change as RowChange
 from replicator.pool.changes import Put
+from replicator.pool.deleting import being_deleted, delete_some
 from replicator.pool.interface import CutMade, CutRequest, Filling, StaleSwitchError, Switch
+from replicator.pool.outcome import Outcome
 from replicator.thin.folding import unmap_range
+from replicator.thin.mapping import data_blocks
 from replicator.thin.metadata import PoolMetadata
 from replicator.units import METADATA_BLOCK_BYTES
 
@@ -32,16 +35,6 @@ if TYPE_CHECKING:
 
 
 _INDEX_FILL = 42  # bitmaps that a leaf of their index has at the least, once split
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What a commit has to stage, and which devices changed beneath their readers."""
-
-    changes: list[RowChange] = field(default_factory=list)
-    refilled: tuple[int, ...] = ()
-    deleted: tuple[int, ...] = ()
-    transaction_id: int = 0
 
 
 class NothingChangedError(ReplicatorError):
@@ -81,6 +74,7 @@ class SwitchChange:
             raise UsageError("a switch names one new device twice")
         if len(set(switch.delete)) != len(switch.delete):
             raise UsageError("a switch deletes one device twice")
+        self._refuse_dying(metadata)
         for dev_id in new:
             metadata.check_new(dev_id)
         for origin in [origin for _, origin in switch.snapshot if origin not in new]:
@@ -94,6 +88,13 @@ class SwitchChange:
         self._check_growth(metadata)
         if switch.snapshot:
             metadata.check_time()
+
+    def _refuse_dying(self, metadata: PoolMetadata) -> None:
+        """A device that is being deleted isn't there any more (B1 of pool/deleting)."""
+        switch, dying = self.switch, being_deleted(self.pool.view())
+        named = {*switch.delete, *(origin for _, origin in switch.snapshot), *(each.dev_id for each in switch.fill)}
+        for dev_id in named & dying.keys():
+            raise NotFoundError(f"the pool has no thin device {dev_id} any more")
 
     def _check_growth(self, metadata: PoolMetadata) -> None:
         switch, counts = self.switch, metadata.transaction.data.counts
@@ -155,14 +156,12 @@ class SwitchChange:
             waiting = _fill(metadata, waiting, origin)
             metadata.create_snap(dev_id, origin)
         _fill(metadata, waiting)
-        for dev_id in switch.delete:
-            metadata.delete(dev_id)
+        marks, gone = delete_some(metadata, switch.delete)
         if switch.grow_data_blocks:
             metadata.grow_data(switch.grow_data_blocks)
         if switch.grow_metadata_blocks:
             metadata.grow_metadata(switch.grow_metadata_blocks)
-        refilled = tuple(filling.dev_id for filling in switch.fill)
-        return Outcome(list(switch.changes), refilled, tuple(switch.delete))
+        return Outcome([*switch.changes, *marks], gone)
 
 
 def _check_total(what: str, blocks: int, before: int, device: BlockDevice, block_bytes: int) -> None:
@@ -263,11 +262,17 @@ class CutChange:
 
 
 class ResizeChange:
-    """A volume's new size on its way through one commit; what lies beyond is unmapped in it."""
+    """A volume's new size on its way through one commit; what lies beyond is gone with it.
 
-    def __init__(self, volume: Volume, size_bytes: int, pool: LocalPool) -> None:
+    The volume counts as cut for as long as that commit takes, so that nobody overwrites its last block in place while a
+    copy of it, with zeros behind the new end, takes its place. Who gives that block a home of their own meanwhile puts
+    zeros there too (W4 of thin/device).
+    """
+
+    def __init__(self, volume: Volume, size_bytes: int, pool: LocalPool, spare: Words | None) -> None:
+        """`spare` is a data block for what is left of a smaller volume's last one; None once it is used."""
         self.volume = replace(volume, size_bytes=size_bytes)
-        self.pool = pool
+        self.pool, self.spare = pool, spare
 
     def prepare(self, metadata: PoolMetadata) -> None:
         """NotFoundError or ConflictError before anything is done; takes the volume's row as it is by now."""
@@ -284,4 +289,12 @@ class ResizeChange:
         begin = -(-self.volume.size_bytes // self.pool.block_bytes)
         end = max((int(keys[-1]) + 1 for keys, _ in metadata.mapped(self.volume.dev_id, begin, 1 << 48)), default=begin)
         unmap_range(metadata, self.volume.dev_id, begin, end)
+        block, inside = divmod(self.volume.size_bytes, self.pool.block_bytes)
+        found = next(metadata.mapped(self.volume.dev_id, block, block + 1), None)
+        if self.spare is not None and found is not None:
+            data, size = self.pool.engine.data, self.pool.block_bytes
+            head = data.pread(inside, int(data_blocks(found[1])[0]) * size)
+            data.pwrite(head + bytes(size - inside), int(self.spare[0]) * size)
+            metadata.map(self.volume.dev_id, found[0], self.spare)
+            self.spare = None
         return Outcome([Put(self.volume)])

@@ -120,7 +120,10 @@ class DeviceFacts:
 
 @dataclass(frozen=True, slots=True)
 class PoolStatus:
-    """How a pool is doing: the numbers of dm-thin's status line, and what the engine knows besides."""
+    """How a pool is doing: the numbers of dm-thin's status line, and what the engine knows besides.
+
+    `deleting_blocks`: mappings of deleted devices that are still to go; their space comes back as they do.
+    """
 
     uuid: UUID
     transaction_id: int
@@ -138,6 +141,8 @@ class PoolStatus:
     owner_pid: int = 0
     replayed: int = 0
     low_water_blocks: int = 0
+    deleting_devices: int = 0
+    deleting_blocks: int = 0
 
 
 class Lease(Protocol):

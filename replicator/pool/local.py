@@ -28,6 +28,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import UUID
 
+import numpy as np
+
 from replicator.blockdev.interface import BlockDevice
 from replicator.errors import ConflictError, NotFoundError, ReplicatorError, UsageError
 from replicator.pdata.block import Words
@@ -36,19 +38,22 @@ from replicator.pool.applying import (
     CutChange,
     CutMadeAlreadyError,
     NothingChangedError,
-    Outcome,
     ResizeChange,
     SwitchChange,
 )
 from replicator.pool.catalogue import Catalogue
 from replicator.pool.catalogue_schema import DEV_ID_LIMIT, LoggedPoint, Volume
+from replicator.pool.deleting import Deletions, being_deleted
 from replicator.pool.interface import CutMade, CutRequest, DeviceFacts, PoolStatus, Switch
+from replicator.pool.outcome import Outcome
 from replicator.pool.view import CatalogueView
 from replicator.thin.change import Change
+from replicator.thin.committed import Committed
 from replicator.thin.device import ThinDevice
 from replicator.thin.engine import Engine
 from replicator.thin.held import release_metadata_snap, reserve_metadata_snap
 from replicator.thin.metadata import PoolMetadata
+from replicator.thin.view import DeviceEntry
 
 PURGE_EVERY = 256  # switches between two removals of ended rows: cheap, and the file stays small
 
@@ -90,9 +95,12 @@ class LocalPool:
         self._leases: Counter[int] = Counter()
         self._leases_lock = threading.Lock()
         self._resizing = threading.Lock()
+        self._limits: dict[int, int] = {}  # of volumes that are being made smaller
         self.on_view: Callable[[CatalogueView], None] | None = None
+        self._deletions = Deletions(engine.submit, self.view)
         engine.before_seal = self._stage
         engine.after_commit = self._switched
+        self._deletions.go_on()
 
     @property
     def path(self) -> Path:
@@ -115,34 +123,43 @@ class LocalPool:
     def status(self) -> PoolStatus:
         """The numbers of this instant."""
         engine = self.engine
-        with engine.lock:
-            superblock, transaction = engine.metadata.superblock, engine.metadata.transaction
-            data, metadata = transaction.data.counts, transaction.metadata.counts
-            return PoolStatus(
-                uuid=self._view.pool.uuid,
-                transaction_id=self._view.at_id,
-                time=superblock.time,
-                block_bytes=engine.block_bytes,
-                data_blocks=data.nr_blocks,
-                data_free_blocks=engine.space.free_count,
-                metadata_blocks=metadata.nr_blocks,
-                metadata_free_blocks=metadata.free_count,
-                held_root=superblock.held_root,
-                dirty_count=engine.dirty.count,
-                commit_count=engine.commit_count,
-                last_pause_s=engine.last_pause_s,
-                failed=engine.failed,
-                owner_pid=os.getpid(),
-                replayed=self._replayed,
-                low_water_blocks=engine.space.low_water_blocks,
-            )
+        transaction = engine.metadata.transaction
+        superblock = engine.paging.committed.superblock
+        data, metadata = transaction.data.counts, transaction.metadata.counts
+        deleting = self._facts(list(being_deleted(self._view)))
+        return PoolStatus(
+            uuid=self._view.pool.uuid,
+            transaction_id=self._view.at_id,
+            time=superblock.time,
+            block_bytes=engine.block_bytes,
+            data_blocks=data.nr_blocks,
+            data_free_blocks=engine.space.free_count,
+            metadata_blocks=metadata.nr_blocks,
+            metadata_free_blocks=metadata.free_count,
+            held_root=superblock.held_root,
+            dirty_count=engine.dirty.count,
+            commit_count=engine.commit_count,
+            last_pause_s=engine.last_pause_s,
+            failed=engine.failed,
+            owner_pid=os.getpid(),
+            replayed=self._replayed,
+            low_water_blocks=engine.space.low_water_blocks,
+            deleting_devices=len(deleting),
+            deleting_blocks=sum(each.mapped_blocks for each in deleting.values()),
+        )
 
     def facts(self, dev_ids: Sequence[int] = ()) -> dict[int, DeviceFacts]:
-        """The devices that there are, of those asked for; all of them when none is named."""
-        with self.engine.lock:
-            metadata = self.engine.metadata
-            wanted = dev_ids or metadata.dev_ids()
-            return {dev_id: facts for dev_id in wanted if (facts := _facts(metadata, dev_id)) is not None}
+        """The devices that there are in the last durable state, of those asked for; all when none is named."""
+        dying = being_deleted(self._view)
+        wanted = dev_ids or self.engine.paging.durable(lambda state: [each.dev_id for each in state.view.devices()])
+        return self._facts([dev_id for dev_id in wanted if dev_id not in dying])
+
+    def _facts(self, dev_ids: Sequence[int]) -> dict[int, DeviceFacts]:
+        def look(state: Committed) -> dict[int, DeviceFacts]:
+            found = (state.find(dev_id) for dev_id in dev_ids)
+            return {entry.dev_id: _facts_of(entry) for entry in found if entry is not None}
+
+        return self.engine.paging.durable(look)
 
     @contextmanager
     def lease(self, dev_ids: Sequence[int]) -> Iterator[LocalLease]:
@@ -154,11 +171,16 @@ class LocalPool:
             lease.release()
 
     def take_lease(self, dev_ids: Sequence[int]) -> LocalLease:
-        """Hold these devices until `release` is called."""
+        """Hold these devices until `release` is called; what a commit is changing is held once that is durable."""
+        while (held := self._lease_durable(dev_ids)) is None:
+            self.engine.commit()
+        return held
+
+    def _lease_durable(self, dev_ids: Sequence[int]) -> LocalLease | None:
         with self.engine.lock, self._leases_lock:
-            found = {dev_id: _facts(self.engine.metadata, dev_id) for dev_id in dev_ids}
-            there = {dev_id: facts for dev_id, facts in found.items() if facts is not None}
-            missing = sorted(set(found) - set(there))
+            there = self.facts(dev_ids) if dev_ids else {}
+            running = {dev_id: self.engine.metadata.find(dev_id) for dev_id in dev_ids}
+            missing = sorted(dev_id for dev_id in dev_ids if dev_id not in there or running[dev_id] is None)
             if missing:
                 raise NotFoundError(f"the pool has no thin device {missing[0]} (any more)")
             live = self._open_for_writing(dev_ids)
@@ -166,6 +188,8 @@ class LocalPool:
                 raise ConflictError(
                     f"thin device {live[0]} is being written, so that it can't be held as it is", mend="cut it first"
                 )
+            if any(device is not None and device.root != there[dev_id].root for dev_id, device in running.items()):
+                return None
             self._leases.update(there.keys())
 
         def let_go() -> None:
@@ -192,6 +216,7 @@ class LocalPool:
             if self._leases[dev_id] > 0:
                 mend = "wait until its readers are done, or end the listener that offers it for reading"
                 raise ConflictError(f"thin device {dev_id} is being read, so it can't be written now", mend=mend)
+            size_bytes = min(size_bytes, self._limits.get(dev_id, size_bytes))
             return self.engine.open_device(dev_id, size_bytes, origin=origin, read_only=False)
 
     # -- changing ----------------------------------------------------------------------------------------------
@@ -204,7 +229,7 @@ class LocalPool:
                 apply=work.apply,
                 prepare=work.prepare,
                 cut_devices=[origin for _, origin in switch.snapshot],  # one may be opened for writing any moment
-                deletes=bool(switch.delete or switch.fill or switch.grow_data_blocks or switch.grow_metadata_blocks),
+                deletes=bool(switch.delete or switch.fill or not (switch.create or switch.snapshot)),
                 weight=work.weight,
                 fills=work.fills,
                 room_blocks=work.room_blocks,
@@ -260,45 +285,48 @@ class LocalPool:
     def resize(self, volume: UUID, size_bytes: int) -> int:
         """Grow or shrink a volume, live or not.
 
-        Shrinking takes effect for clients first, then the last block's tail is zeroed, then one commit holds that, the
-        unmapping of what lies beyond, and the new size.
+        Shrinking takes effect for clients first, of those too that open the volume meanwhile; then one commit holds the
+        new size, the unmapping of what lies beyond, and zeros in the rest of the last block.
         """
         with self._resizing:
             return self._resize(self._view.volume(volume), size_bytes)
 
     def _resize(self, row: Volume, size_bytes: int) -> int:
-        work = ResizeChange(row, size_bytes, self)
-        live = self.engine.devices.get(row.dev_id)
-        device = live
-        if size_bytes < row.size_bytes:
+        shrinks, spare = size_bytes < row.size_bytes, None
+        if shrinks:
             self.refuse_leased(row.dev_id, "made smaller")
-            device = self.engine.open_device(row.dev_id, row.size_bytes, read_only=False)
-            with self.engine.gate.closed():
-                device.size_bytes = size_bytes
+            if size_bytes % self.block_bytes:
+                spare = np.array([self.engine.space.take_one()], dtype=np.uint64)
+            self._limit(row.dev_id, size_bytes)
+        work = ResizeChange(row, size_bytes, self, spare)
+        change = Change(work.apply, work.prepare, deletes=True, weight=UNMAP_WEIGHT + 1)
+        if shrinks:
+            change.cut_devices = change.fills = (row.dev_id,)
+        reached = row.size_bytes
         try:
-            if device is not None and size_bytes < row.size_bytes:
-                self._zero_tail(device, size_bytes)
-            outcome: Outcome = self.engine.change(
-                Change(apply=work.apply, prepare=work.prepare, deletes=True, weight=UNMAP_WEIGHT)
-            )
-        except BaseException:
-            if device is not None:
-                device.size_bytes = row.size_bytes
-            raise
+            outcome: Outcome = self.engine.change(change)
+            reached = size_bytes
+            return outcome.transaction_id
         finally:
-            if live is None:
-                self.engine.devices.pop(row.dev_id, None)
-        if live is not None:
-            self.engine.devices[row.dev_id] = live
-            live.resize(size_bytes)
-        return outcome.transaction_id
+            with self._leases_lock:
+                self._limits.pop(row.dev_id, None)
+                live = self._live(row.dev_id)
+            if live is not None:
+                live.resize(reached)
+            if spare is not None and (work.spare is not None or reached != size_bytes):
+                self.give_back(spare)
 
-    def _zero_tail(self, device: ThinDevice, size_bytes: int) -> None:
-        block, inside = divmod(size_bytes, self.block_bytes)
-        if inside:
-            with self.engine.gate.writing():
-                if device.entry(block):
-                    device.write_block(block, inside, memoryview(bytes(self.block_bytes - inside)))
+    def _limit(self, dev_id: int, size_bytes: int) -> None:
+        """No client reaches beyond that from now on, nor one who opens the volume before it has the new size."""
+        with self.engine.gate.closed(), self._leases_lock:
+            self._limits[dev_id] = size_bytes
+            live = self._live(dev_id)
+            if live is not None:
+                live.size_bytes = size_bytes
+
+    def _live(self, dev_id: int) -> ThinDevice | None:
+        device = self.engine.devices.get(dev_id)
+        return device if device is not None and not device.read_only else None
 
     def set_metadata_snapshot(self, held: bool) -> int:
         """Reserve or release the metadata snapshot; returns the held root's block, 0 = none."""
@@ -323,7 +351,8 @@ class LocalPool:
         self.engine.commit()
 
     def close(self) -> None:
-        """Commit, and end the engine."""
+        """Finish what is being deleted, commit, and end the engine."""
+        self._deletions.finish()
         self.engine.close()
 
     def next_dev_id(self) -> int:
@@ -337,6 +366,8 @@ class LocalPool:
     # -- the one switch (from the committer) -------------------------------------------------------------------
 
     def _stage(self, metadata: PoolMetadata, outcome: Outcome) -> None:
+        if not outcome.staged:
+            return
         current = metadata.superblock.transaction_id
         self.catalogue.stage(current + 1, outcome.changes)
         self._next_view = self._view.after(outcome.changes, current + 1)
@@ -344,12 +375,9 @@ class LocalPool:
         outcome.transaction_id = current + 1
 
     def _switched(self, outcome: Outcome) -> None:
+        if not outcome.staged:
+            return
         self._view = self._next_view
-        for dev_id in outcome.refilled:
-            with self.engine.publish_lock:
-                device = self.engine.devices.get(dev_id)
-                if device is not None:
-                    device.table.clear()
         for dev_id in outcome.deleted:
             self.engine.devices.pop(dev_id, None)
         if self._view.at_id % PURGE_EVERY == 0:
@@ -357,12 +385,11 @@ class LocalPool:
                 self.catalogue.purge(self._view.at_id)
         if self.on_view is not None:
             self.on_view(self._view)
+        self._deletions.go_on()
 
 
-def _facts(metadata: PoolMetadata, dev_id: int) -> DeviceFacts | None:
-    device = metadata.find(dev_id)
-    if device is None:
-        return None
+def _facts_of(entry: DeviceEntry) -> DeviceFacts:
+    now = entry.details
     return DeviceFacts(
-        dev_id, device.root, device.mapped_blocks, device.transaction_id, device.creation_time, device.snapshotted_time
+        entry.dev_id, entry.root, now.mapped_blocks, now.transaction_id, now.creation_time, now.snapshotted_time
     )

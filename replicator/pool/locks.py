@@ -31,6 +31,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -117,7 +118,8 @@ class PoolLock:
                 ),
             )
             os.ftruncate(fd, 0)
-            os.pwrite(fd, f"{os.getpid() if pid is None else pid}\n".encode(), 0)
+            with suppress(OSError):  # the pid is for people: a full disk doesn't keep the pool from being opened (P8)
+                os.pwrite(fd, f"{os.getpid() if pid is None else pid}\n".encode(), 0)
         except BaseException:
             os.close(fd)
             raise

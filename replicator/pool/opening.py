@@ -7,7 +7,8 @@ something. What an opener does, in this order, and what is on disk if it dies th
     lock and writers taken                   what was there (the pid in `lock`)
     metadata, data and catalogue synced      what was there
     catalogue's rows beyond the superblock   removed, in one SQLite transaction
-    identity checked                         -
+    identity and age checked                 -
+    opening marked                           attributes of the files (pool/identity, I3)
     engine opened, `dirty` replayed          thin/opening has the table
     the mark of our capped time ended, where
     another program has written since        one switch: before or after
@@ -32,7 +33,6 @@ from pathlib import Path
 
 from replicator.blockdev.file import FileDevice
 from replicator.errors import NotFoundError, UnavailableError, UsageError
-from replicator.pool.applying import Outcome
 from replicator.pool.catalogue import Catalogue
 from replicator.pool.catalogue_schema import Setting
 from replicator.pool.changes import End, Put
@@ -40,17 +40,21 @@ from replicator.pool.creation import finish_creation
 from replicator.pool.identity import (
     LOW_WATER_SETTING,
     TIME_CAPPED_SETTING,
+    check_age,
     check_identity,
     low_water_blocks,
+    mark_opening,
+    mark_reached,
     open_catalogue,
 )
 from replicator.pool.interface import Pool, Switch
 from replicator.pool.local import LocalPool
 from replicator.pool.locks import READERS_S, OwnedElsewhereError, PoolLock, Waiting, refuse_network_file_system
+from replicator.pool.outcome import Outcome
 from replicator.pool.remote import RemotePool
 from replicator.pool.view import CatalogueView
 from replicator.pool.volumes import sweep_hidden
-from replicator.thin.dirty import superblock_sum
+from replicator.thin.dirty import boot_id, superblock_sum
 from replicator.thin.engine import Engine, EngineSettings
 from replicator.thin.geometry import MAX_METADATA_BLOCKS
 from replicator.thin.metadata import PoolMetadata
@@ -65,14 +69,18 @@ OWNER_S = 15.0
 _STEP_S = 0.05
 _SUMS = struct.Struct("<QQ")  # `base` and `result` of thin/dirty's header
 _SUMS_OFFSET = 64
+_BOOT_OFFSET = 16
 
 
 class OwnedPool(LocalPool):
     """A LocalPool with all that it stands on: `close` lets go of catalogue, devices and locks too."""
 
-    def __init__(self, path: Path, engine: Engine, catalogue: Catalogue, held: ExitStack, replayed: int) -> None:
+    def __init__(
+        self, path: Path, engine: Engine, catalogue: Catalogue, data: FileDevice, held: ExitStack, replayed: int
+    ) -> None:
         super().__init__(path, engine, catalogue, replayed=replayed)
         self._held = held
+        self._data = data
         self._closing = threading.Lock()
         self._is_closed = False
 
@@ -84,6 +92,7 @@ class OwnedPool(LocalPool):
             self._is_closed = True
         with self._held:
             super().close()
+            mark_reached(self._view.at_id, self._data)
 
     def __enter__(self) -> OwnedPool:
         return self
@@ -142,7 +151,12 @@ def own_pool(
         metadata.flush()
         data.flush()
         superblock = read_superblock(metadata)
-        catalogue, view = open_catalogue(path / "catalog.db", superblock)
+        ours = not _is_of_this_boot(path / "dirty") or _was_written_by_us(path / "dirty", metadata)
+
+        def check(newest_id: int) -> None:
+            check_age(newest_id, superblock, metadata, data, ours)
+
+        catalogue, view = open_catalogue(path / "catalog.db", superblock, check)
         held.callback(catalogue.close)
         check_identity(view, superblock, metadata, data)
         was_capped = bool(view.setting(TIME_CAPPED_SETTING))
@@ -150,7 +164,8 @@ def own_pool(
         settings = EngineSettings(table_stretches, _low_water(view, superblock))
         engine, replayed = open_engine(metadata, data, path / "dirty", settings, time_is_capped=is_capped)
         try:
-            pool = OwnedPool(path, engine, catalogue, held.pop_all(), replayed)
+            mark_opening(superblock, metadata, data)
+            pool = OwnedPool(path, engine, catalogue, data, held.pop_all(), replayed)
         except BaseException:
             engine.close()
             raise
@@ -181,6 +196,15 @@ def require_pool(path: Path) -> None:
 def _low_water(view: CatalogueView, superblock: Superblock) -> int:
     text = view.setting(LOW_WATER_SETTING, "0%")
     return low_water_blocks(text, superblock.data_space_map.nr_blocks, superblock.data_block_bytes)
+
+
+def _is_of_this_boot(dirty: Path) -> bool:
+    """Whether `dirty` was used in this boot: after another one it may lag behind the disk, since nothing syncs it."""
+    try:
+        with dirty.open("rb") as file:
+            return os.pread(file.fileno(), len(boot_id()), _BOOT_OFFSET) == boot_id()
+    except OSError:
+        return False
 
 
 def _was_written_by_us(dirty: Path, metadata: FileDevice) -> bool:

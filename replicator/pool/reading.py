@@ -33,7 +33,7 @@ from replicator.blockdev.file import FileDevice
 from replicator.errors import NotFoundError, UnavailableError
 from replicator.pool.catalogue import Catalogue
 from replicator.pool.catalogue_schema import PoolIdentity, Volume
-from replicator.pool.identity import check_identity
+from replicator.pool.identity import check_age, check_identity
 from replicator.pool.interface import DeviceFacts, Pool
 from replicator.pool.locks import PoolLock, owned_elsewhere
 from replicator.pool.reader import PoolReader
@@ -126,6 +126,7 @@ def _read_still(path: Path, stack: ExitStack) -> PoolReader:
     devices = PoolView.live(metadata)
     catalogue = Catalogue(path / "catalog.db", read_only=True)
     try:
+        check_age(catalogue.newest_id(), devices.superblock, metadata, data, True)
         view = catalogue.view(devices.superblock.transaction_id)
     finally:
         catalogue.close()

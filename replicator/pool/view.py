@@ -112,6 +112,11 @@ class CatalogueView:
         """What the cut of this id made, if it was made."""
         return self._find(Cut, cut_id)
 
+    @property
+    def settings(self) -> list[Setting]:
+        """Every policy and mark of the pool."""
+        return self._all(Setting)
+
     def setting(self, name: str, default: str = "") -> str:
         """The setting's text, or `default`."""
         found = self._find(Setting, name)

@@ -18,11 +18,11 @@ class Change:
     """One change of the pool that waits for its commit.
 
     `prepare(metadata)` runs before anything is changed, and again right before `apply`, under the same lock, since what
-    it looks at may have changed meanwhile; it may refuse (raise), `apply` may not fail any more. `apply(metadata)` runs
-    in the same commit as the cut of `cut_devices`, all at the one instant `cut_at_ns`. `deletes`: it frees room, or
-    adds some, so it may use what is kept for that (P8). `weight`: how much `apply` maps and unmaps (pdata/room), and
-    `fills` in which devices;
-    `room_blocks`: metadata blocks that the pool needs beyond what it needs now.
+    it looks at may have changed meanwhile; it may refuse (raise). `apply(metadata)` runs in the same commit as the cut
+    of `cut_devices`, all at the one instant `cut_at_ns`; where it raises, nothing of it was done. `deletes`: it frees
+    room, or adds some, so it may use what is kept for that (P8). `weight`: how much `apply` maps and unmaps
+    (pdata/room), and `fills` in which devices; `room_blocks`: metadata blocks that the pool needs beyond what it needs
+    now.
     """
 
     apply: Callable[[PoolMetadata], Any]

@@ -16,8 +16,12 @@ Invariants
   W1  Writers are inside the gate (thin/gate), so `epoch` doesn't change under them. A write of several blocks finds
       room for all of them before its first; only where others take that room meanwhile, in a pool that is nearly full,
       may it leave the gate halfway, and stand on both sides of a cut.
-  W2  At most one thread provisions or breaks one block at a time; it never leaves the gate while it has a claim.
+      So may a trim, or zeroes that unmap, of more than TRIM_LEAVES leaves: it goes in pieces, with a commit after each,
+      so that none is long (P4).
+  W2  At most one thread provisions or breaks one block at a time; it never leaves the gate while it has a claim. What
+      it copied is void when the block was unmapped meanwhile.
   W3  Table and dirty records change together, under the publish lock: their order is the same.
+  W4  No new block holds content from beyond the device's end: it would show when the device grows (P7).
 """
 
 from __future__ import annotations
@@ -27,12 +31,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from replicator._buffer import Buffer
 from replicator.blockdev.interface import BlockDevice
 from replicator.errors import ConflictError, NoSpaceError, UsageError
 from replicator.pdata.block import Words
+from replicator.pdata.node import INTERNAL_MAX
+from replicator.thin.sharing import Mapped
 from replicator.thin.table import (
     FIRST_EPOCH,
     SHARED,
@@ -47,7 +52,20 @@ from replicator.thin.table import (
 if TYPE_CHECKING:
     from replicator.thin.engine import Engine
 
+TRIM_LEAVES = 256  # unmapped at once: at most 64 thousand mappings, 4 GiB in 64 KiB blocks
+_TRIM_BLOCKS = TRIM_LEAVES * INTERNAL_MAX // 3  # whatever is mapped there, it stands in no more leaves than that
 _ROOM_TRIES = 2  # one commit empties the dirty set, the next frees what the first one's snapshots gave up
+
+
+class _Claim:
+    """One thread's right to give a block another home; `lock` is held while it stands."""
+
+    __slots__ = ("lock", "void")
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.lock.acquire()
+        self.void = False
 
 
 class ThinDevice:
@@ -64,7 +82,7 @@ class ThinDevice:
         self.block_bytes = engine.block_bytes
         self.epoch = FIRST_EPOCH
         self.table = MappingTable(-(-size_bytes // self.block_bytes), engine.settings.table_stretches)
-        self._claims: dict[int, threading.Lock] = {}
+        self._claims: dict[int, _Claim] = {}
         self._zeros = bytes(self.block_bytes)
 
     @property
@@ -178,11 +196,10 @@ class ThinDevice:
                 self.engine.data.pwrite(data, (entry >> STAMP_BITS) * size + inside)
                 return
             self.engine.admit()
-            claim = threading.Lock()
-            claim.acquire()
+            claim = _Claim()
             holder = self._claims.setdefault(block, claim)
             if holder is not claim:
-                with holder:
+                with holder.lock:
                     continue
             full = False
             try:
@@ -192,14 +209,25 @@ class ThinDevice:
                 full = True
             finally:
                 del self._claims[block]
-                claim.release()
+                claim.lock.release()
             if full:
                 self.engine.wait_for_space()
 
-    def _provision(self, block: int, inside: int, data: memoryview) -> bool:
-        """Give `block` a data block of its own with `data` in it; False when there was no room for its record.
+    def is_void(self, block: int) -> bool:
+        """Whether `block` was unmapped since its claim was made (W2); under the publish lock."""
+        claim = self._claims.get(block)
+        return claim is not None and claim.void
 
-        NoSpaceError when there was no data block to be had.
+    def void_claims(self, begin: int, end: int) -> None:
+        """The blocks [begin, end) are being unmapped (W2); under the publish lock."""
+        for block, claim in list(self._claims.items()):
+            claim.void |= begin <= block < end
+
+    def _provision(self, block: int, inside: int, data: memoryview) -> bool:
+        """Give `block`, which is claimed, a data block of its own with `data` in it.
+
+        False when there was no room for its record, or it was unmapped meanwhile; NoSpaceError when there was no data
+        block to be had.
         """
         entry = self.entry(block)
         if entry & STAMP_MASK == self.epoch:
@@ -223,6 +251,9 @@ class ThinDevice:
         elif self.origin is not None:
             self._read_behind(memoryview(whole), block * size)
         whole[inside : inside + len(data)] = data
+        end = self.size_bytes - block * size
+        if end < size:  # W4
+            whole[max(end, 0) :] = bytes(size - max(end, 0))
         return whole
 
     def discard(self, offset_bytes: int, length_bytes: int) -> None:
@@ -233,8 +264,18 @@ class ThinDevice:
         begin = -(-offset_bytes // size)
         last = -(-end // size) if end == self.size_bytes else end // size
         while begin < last:
+            piece = last
+            if last - begin > _TRIM_BLOCKS:
+                piece = self.engine.paging.leaf_bound(self.dev_id, begin, last, TRIM_LEAVES)
+            self._unmap(begin, piece)
+            begin = piece
+            if begin < last:
+                self.engine.wait_outside()
+
+    def _unmap(self, begin: int, end: int) -> None:
+        while True:
             self.engine.admit(trims=True)
-            if self.engine.publish_unmapped(self, begin, last):
+            if self.engine.publish_unmapped(self, begin, end):
                 return
 
     def write_zeroes(self, offset_bytes: int, length_bytes: int, *, may_unmap: bool = True) -> None:
@@ -287,10 +328,11 @@ class ThinDevice:
             self.table.clear()
             self.epoch = FIRST_EPOCH
 
-    def stretch_of(self, index: int, blocks: Words, data_blocks: Words, own: npt.NDArray[np.bool_]) -> Words:
-        """A stretch's entries from (virtual block, data block, exclusive) of the mapping tree."""
+    def stretch_of(self, index: int, found: Mapped, *, may_own: bool) -> Words:
+        """A stretch's entries from what the mapping tree says; all of it shared unless the device `may_own` any."""
         entries = np.zeros(STRETCH_BLOCKS, dtype=np.uint64)
-        stamps = np.where(own, np.uint64(self.epoch), np.uint64(SHARED))
-        places = blocks.astype(np.int64) - index * STRETCH_BLOCKS
-        entries[places] = data_blocks << np.uint64(STAMP_BITS) | stamps
+        own = np.uint64(self.epoch if may_own else SHARED)
+        stamps = np.where(found.own, own, np.uint64(SHARED))
+        places = found.blocks.astype(np.int64) - index * STRETCH_BLOCKS
+        entries[places] = found.data_blocks << np.uint64(STAMP_BITS) | stamps
         return entries

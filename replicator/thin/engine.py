@@ -5,21 +5,24 @@ Above thin/metadata (what the pool is) and below pool/ (names, catalogue). Whoev
 commit of all flushes that wait and the next change, which so is a compare-and-swap of its own:
 
     freeze    swap the dirty set (a cut closes the gate for that long, and raises its devices' epochs)      P3, P4
-    fold      frozen mappings into the trees, then the changes (snapshots, deletes, …), under `lock`
+    fold      frozen mappings into the trees, then the changes (snapshots, deletes, …), under `lock`; reads and writes
+              go on from the last durable state
     seal      space maps and block 0 placed
     write     data flushed, metadata written and flushed, block 0 written and flushed, without `lock`        P1, P2
-    finish    freed blocks go into their grace period, waiters are answered
+    finish    the new state is the one to read from; then freed blocks go into their grace period, waiters are answered
 
 Where the process dies, `dirty` has what was acknowledged (thin/dirty has the table); where the machine dies, the last
 block 0 has what was flushed.
 
 Invariants
-  E1  `lock` is held by whoever reads or changes metadata, counts or reserved blocks; `publish_lock` by whoever
-      changes page tables and dirty records. `publish_lock` is never held while waiting for `lock`.
-  E2  While a snapshot is cut but not in the trees yet, no block is taken for exclusive on the word of the counts (P6):
-      `_unsettled`. Who let go of a block but isn't durably gone, the counts know themselves (C4 of pdata/counts).
+  E1  `lock` is held by whoever reads or changes the running transaction, counts or reserved blocks; `publish_lock` by
+      whoever changes page tables and dirty records. `publish_lock` is never held while waiting for `lock`.
+  E2  Nobody who reads or writes a disk waits for `lock` as long as there is room: page tables are loaded from the last
+      durable state (thin/paging), and data blocks are in stock (thin/space).
   E3  After a failed commit or flush nothing is acknowledged any more, until the pool is opened again. What was, is
       replayed then; only where a write or flush failed is it given up.
+  E4  A change that fails before its commit is written (nothing could be staged, a node couldn't be read) was never
+      begun; what was dirty is committed without it.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -44,14 +47,15 @@ from replicator.pdata.room import UNMAP_WEIGHT, PoolShape
 from replicator.pdata.transaction import BrokenPoolError
 from replicator.thin.admission import Admission, no_metadata_space
 from replicator.thin.change import Change
+from replicator.thin.committed import Committed
 from replicator.thin.device import ThinDevice
 from replicator.thin.dirty import DirtyLog, DirtySet, superblock_sum
-from replicator.thin.folding import fold_into, overlay
+from replicator.thin.folding import fold_into
 from replicator.thin.gate import Gate
 from replicator.thin.metadata import PoolMetadata
-from replicator.thin.sharing import mapped_entries
+from replicator.thin.paging import Paging
 from replicator.thin.space import DataSpace
-from replicator.thin.table import DEFAULT_LIMIT, SHARED, STAMP_BITS, STRETCH_BLOCKS
+from replicator.thin.table import DEFAULT_LIMIT, STAMP_BITS
 
 _log = logging.getLogger(__name__)
 _CLOSED = "the pool is being closed"
@@ -94,10 +98,9 @@ class Engine:
         self.before_seal: Callable[[PoolMetadata, Any], None] | None = None
         self.after_commit: Callable[[Any], None] | None = None
         self._clock_ns = clock_ns
-        self._frozen: DirtySet | None = None
-        self._frozen_cut: frozenset[int] = frozenset()
-        self._fold_generation = 0
-        self._unsettled = self._in_doubt = False
+        durable = Committed(metadata.superblock, metadata.transaction)
+        self.paging = Paging(durable, dirty, self.lock, self.publish_lock)
+        self._committing = self._in_doubt = False
         self._waiting = threading.Condition()
         self._changes: deque[Change] = deque()
         self._flushes: list[Callable[[str | None], None]] = []
@@ -123,38 +126,22 @@ class Engine:
         if not read_only:
             shape = self._shape()  # one more device that may change
             with self.publish_lock:
-                if self._frozen is None:
+                if not self._committing:
                     self.admission.idle(shape)
         return device
 
     def load_stretch(self, device: ThinDevice, index: int) -> memoryview:
-        """A stretch of the page table: the mapping tree under what is dirty; kept if it may be kept (E2)."""
-        begin = index * STRETCH_BLOCKS
-        while True:
-            generation = self._fold_generation
-            with self.lock:
-                settled, epoch = not self._unsettled, device.epoch
-                root = self.metadata.root_of(device.dev_id)
-                found = mapped_entries(self.metadata.transaction, root, begin, begin + STRETCH_BLOCKS)
-            blocks, data_blocks, own = found
-            with self.publish_lock:
-                if generation != self._fold_generation or epoch != device.epoch:
-                    continue
-                entries = device.stretch_of(index, blocks, data_blocks, own & settled)
-                if not device.read_only:
-                    if self._frozen is not None:
-                        stamp = SHARED if device.dev_id in self._frozen_cut else device.epoch
-                        overlay(entries, begin, self._frozen.of_device(device.dev_id), stamp)
-                    overlay(entries, begin, self.dirty.active().of_device(device.dev_id), device.epoch)
-                return device.table.install(index, entries) if settled else entries.data
+        """A stretch of the page table that isn't loaded; waits for no tree work (thin/paging)."""
+        return self.paging.load(device, index)
 
     def publish(self, device: ThinDevice, virtual_block: int, data_block: int) -> bool:
         """`virtual_block` stands in `data_block`, which is written whole, from now on (W3 of thin/device).
 
-        False, with nothing changed, when there is no room for the record: `admit` waits for it.
+        False, with nothing changed, when there is no room for the record (`admit` waits for it), or the block was
+        unmapped since it was claimed.
         """
         with self.publish_lock:
-            if not self._takes(1):
+            if device.is_void(virtual_block) or not self._takes(1):
                 return False
             self.dirty.append_mapped(device.dev_id, virtual_block, data_block)
             device.table.set_entry(virtual_block, data_block << STAMP_BITS | device.epoch)
@@ -165,6 +152,7 @@ class Engine:
         with self.publish_lock:
             if not self._takes(1, trims=True):
                 return False
+            device.void_claims(begin, end)
             self.dirty.append_unmapped(device.dev_id, begin, end - begin)
             device.table.clear_run(begin, end)
             return True
@@ -183,7 +171,7 @@ class Engine:
         self._check_alive()
         while not self._takes(1, trims=trims):
             with self.publish_lock:
-                idle = self._frozen is None and not self.dirty.count and not self._takes(1, trims=trims)
+                idle = not self._committing and not self.dirty.count and not self._takes(1, trims=trims)
             if idle:
                 raise no_metadata_space(self.metadata.transaction.metadata.counts.free_count)
             self.wait_outside()
@@ -295,6 +283,7 @@ class Engine:
             with self.publish_lock:
                 if self._in_doubt:
                     self.dirty.void()
+                self.paging.may_own = False
                 for device in self.devices.values():
                     device.next_epoch()  # nothing is overwritten in place any more: every write meets `admit`
 
@@ -330,21 +319,33 @@ class Engine:
         result = None
         with self.lock:
             superseded = fold_into(self.metadata, frozen)
-            if change is not None and not self._accepts(change):
+            if change is not None and self._accepts(change):
+                result = self._apply(change)
+            if change is not None and change.done.done():
                 change = None
-            if change is not None:
-                result = change.apply(self.metadata)
-                if self.before_seal is not None:
-                    self.before_seal(self.metadata, result)
-            self._unsettled = False
             block0 = self.metadata.seal()
             self.dirty.committing(superblock_sum(block0))
         self._to_disk(partial(self.metadata.write, block0, self.data.flush))
-        self._finish(superseded)
+        self._finish(superseded, change)
         if change is not None:
             if self.after_commit is not None:
                 self.after_commit(result)
             change.done.set_result(result)
+
+    def _apply(self, change: Change) -> Any:
+        """What the change returns; where it fails, its maker hears of it, and the commit goes on without it (E4)."""
+
+        def work(metadata: PoolMetadata) -> Any:
+            result = change.apply(metadata)
+            if self.before_seal is not None:
+                self.before_seal(metadata, result)
+            return result
+
+        try:
+            return self.metadata.attempt(work)
+        except Exception as error:  # noqa: BLE001 - whatever it was, nothing of the change was done
+            change.done.set_exception(error)
+            return None
 
     def _to_disk(self, write: Callable[[], None]) -> None:
         """Where this fails, nothing is known of the disk; where anything else does, `dirty` can be replayed (E3)."""
@@ -357,33 +358,33 @@ class Engine:
         began = time.perf_counter()
         with self.gate.closed() if cut else nullcontext(), self.publish_lock:
             weight = self.dirty.weight + (change.weight if change is not None else 0)
-            self._frozen = self.dirty.freeze()
+            frozen, self._committing = self.paging.freeze(cut), True
             self.admission.frozen(shape, weight, 1 if change is not None else 0)
-            self._frozen_cut = cut
-            self._unsettled = bool(cut)
             for dev_id in cut & self.devices.keys():
                 self.devices[dev_id].next_epoch()
             if change is not None:
                 change.cut_at_ns = self._clock_ns()
         if cut:
             self.last_pause_s = time.perf_counter() - began
-        return self._frozen
+        return frozen
 
-    def _finish(self, superseded: list[Words]) -> None:
+    def _finish(self, superseded: list[Words], change: Change | None) -> None:
         with self.lock:
-            freed = self.metadata.finish()
+            freed = self.metadata.finish(partial(self._show, change.fills if change is not None else ()))
             self.gate.retire(np.concatenate([freed, *superseded]))
             self.metadata.transaction.data.counts.settle(self.gate.reclaim())
             self.metadata.transaction.data.counts.unload(_KEEP_SECTIONS)
             shape = self._shape()
         with self.publish_lock:
-            self.dirty.committed()
             self.admission.idle(shape)
-            self._frozen = None
-            self._frozen_cut = frozenset()
-            self._fold_generation += 1
+            self._committing = False
         self.commit_count += 1
         self.space.refill()
+
+    def _show(self, filled: Sequence[int]) -> None:
+        """The commit is durable: from now on its state is read, and what `filled` devices had before isn't."""
+        durable = Committed(self.metadata.superblock, self.metadata.transaction)
+        self.paging.show(durable, [self.devices[dev_id] for dev_id in filled if dev_id in self.devices])
 
     def _shape(self, change: Change | None = None) -> PoolShape:
         """What bounds the commits to come: the devices open for writing may change, and those that `change` fills."""

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -34,13 +35,14 @@ from replicator.pdata.spacemap import SpaceMap
 from replicator.pdata.store import MetadataStore
 from replicator.pdata.transaction import Transaction
 from replicator.pdata.tree import lookup_one, walk
+from replicator.pdata.update import LEAF_COST
 from replicator.thin.mapping import DEV_ID_LIMIT, TIME_LIMIT, pack_many
 from replicator.thin.superblock import METADATA_BLOCK_SECTORS, VERSION, Superblock, is_unformatted, read_superblock
 from replicator.units import METADATA_BLOCK_BYTES, SECTOR_BYTES
 
 TIME_CAP = TIME_LIMIT - (1 << 20)
 _U64 = np.uint64
-Mask = npt.NDArray[np.bool_]
+_Result = TypeVar("_Result")
 
 
 @dataclass(slots=True)
@@ -153,13 +155,6 @@ class PoolMetadata:
             raise NotFoundError(f"the pool has no thin device {dev_id}")
         return found
 
-    def root_of(self, dev_id: int) -> int:
-        """The root of the device's mapping tree; NotFoundError if there is no such device. One look-up, not two."""
-        if dev_id in self._changed or dev_id in self._deleted:
-            return self.device(dev_id).root
-        root = lookup_one(self.store, self.superblock.data_mapping_root, dev_id, TOP_LEVEL)
-        return self.device(dev_id).root if root is None else int(root)
-
     def dev_ids(self) -> list[int]:
         """All device ids of the running transaction, ascending."""
         pages = walk(self.store, self.superblock.data_mapping_root, TOP_LEVEL)
@@ -255,6 +250,30 @@ class PoolMetadata:
         del self._changed[dev_id]
         self._deleted.add(dev_id)
 
+    def deletion_cost(self, dev_id: int, budget: int) -> int:
+        """What deleting the device costs (pdata/update), counted until it is more than `budget`."""
+        leaves = self.transaction.dying_leaves(self.device(dev_id).root, MAPPING, budget // LEAF_COST)
+        return leaves * LEAF_COST
+
+    def shrink_dying(self, dev_id: int, budget: int) -> bool:
+        """One slice of the deletion of a device that nobody reads; True when it was the last, and the device is gone.
+
+        What is left is a device with fewer mappings, at each commit (D1): the highest ones.
+        """
+        budget = max(budget, LEAF_COST)
+        if self.deletion_cost(dev_id, budget) <= budget:
+            self.delete(dev_id)
+            return True
+        device = self._own(dev_id)
+        while budget > 0:
+            shorter = self.transaction.drop_front(device.root, MAPPING, budget)
+            device.root = shorter.root
+            device.mapped_blocks -= shorter.removed
+            budget -= shorter.cost
+            if self.deletion_cost(dev_id, LEAF_COST) <= LEAF_COST:
+                break  # a leaf, or what others have too: the next slice is the last
+        return False
+
     def _remove(self, key: Words) -> None:
         gone = np.ones(1, dtype=bool)
         top, details = self.superblock.data_mapping_root, self.superblock.device_details_root
@@ -315,6 +334,21 @@ class PoolMetadata:
         self.transaction.metadata.grow(blocks)
         self.store.nr_blocks = blocks
 
+    def attempt(self, work: Callable[[PoolMetadata], _Result]) -> _Result:
+        """What `work` returns; where it raises, nothing of it was done."""
+        transaction, before = self.transaction.mark(), (self.superblock, self.time_is_capped, self._mapped_now)
+        changed = {dev_id: replace(device) for dev_id, device in self._changed.items()}
+        deleted = set(self._deleted)
+        try:
+            result = work(self)
+        except BaseException:
+            self.transaction.undo(transaction)
+            self.superblock, self.time_is_capped, self._mapped_now = before
+            self._changed, self._deleted = changed, deleted
+            raise
+        self.transaction.forget_mark()
+        return result
+
     def seal(self) -> bytes:
         """Place everything, and return the block 0 that makes it the pool's state once `write` has put it there."""
         self.write_devices()
@@ -327,11 +361,14 @@ class PoolMetadata:
         """Make what `seal` placed durable (pdata/transaction.write); may run beside readers of the metadata."""
         self.transaction.write(block0, flush_data)
 
-    def finish(self) -> Words:
-        """The commit is durable; returns the data blocks that it freed, not to be allocated before `settle`."""
+    def finish(self, show: Callable[[], None] | None = None) -> Words:
+        """The commit is durable; returns the data blocks that it freed, not to be allocated before `settle`.
+
+        `show` makes the new state the one that others read (pdata/transaction.finish).
+        """
         self._changed.clear()
         self._deleted.clear()
-        return self.transaction.finish()
+        return self.transaction.finish(show)
 
     def commit(self, flush_data: Callable[[], None]) -> None:
         """All of it at once, for those who have the pool for themselves."""

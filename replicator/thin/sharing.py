@@ -1,34 +1,44 @@
 """Which blocks of a device are its own: mapped entries of a range, each with whether anything else reaches it.
 
-Used by thin/engine when it loads a stretch of a page table. A data block is exclusive when its count is 1 and no node
-on the path to its entry has a count above 1 (a block inside a shared leaf still has count 1), and when both were so
-before the running transaction, too (P6: a power cut brings back who shared it).
+Used by thin/committed for a stretch of a page table. A data block is exclusive when one reference leads to it, and one
+to each node on the path to its entry (a block inside a shared leaf has count 1 still). What the running transaction
+does to the counts meanwhile changes nothing: C4 of pdata/counts.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from replicator.errors import FormatError
 from replicator.pdata.block import Words
+from replicator.pdata.counts import CountArray
 from replicator.pdata.node import MAPPING
-from replicator.pdata.transaction import Transaction
+from replicator.pdata.store import MetadataStore
 from replicator.pdata.tree import MAX_DEPTH
 
 _TIME_SHIFT = np.uint64(24)
 
 
+class Mapped(NamedTuple):
+    """Virtual blocks, ascending; the data block of each; whether it is the device's own."""
+
+    blocks: Words
+    data_blocks: Words
+    own: npt.NDArray[np.bool_]
+
+
 def mapped_entries(
-    transaction: Transaction, root: int, begin: int, end: int
-) -> tuple[Words, Words, npt.NDArray[np.bool_]]:
-    """(virtual blocks, data blocks, exclusive) of the mapping tree at `root` in [begin, end), ascending."""
-    counts = transaction.metadata.counts
-    low, high = np.uint64(begin), np.uint64(end - 1)
+    store: MetadataStore, root: int, span: tuple[int, int], metadata: CountArray, data: CountArray
+) -> Mapped:
+    """What the committed mapping tree at `root` maps in [begin, end) = `span`."""
+    low, high = np.uint64(span[0]), np.uint64(span[1] - 1)
     blocks = np.array([root], dtype=np.uint64)
-    shared = ~counts.is_exclusive(blocks)
+    shared = ~metadata.are_sole(blocks)
     for _ in range(MAX_DEPTH):
-        nodes = transaction.store.read_nodes(blocks, MAPPING)
+        nodes = store.read_nodes(blocks, MAPPING)
         keys, values = nodes.flat()
         above = np.repeat(shared, nodes.count)
         last = int(np.searchsorted(keys, high, side="right"))
@@ -36,12 +46,12 @@ def mapped_entries(
             first = int(np.searchsorted(keys, low))
             data_blocks = values[first:last] >> _TIME_SHIFT
             own = ~above[first:last]
-            own[own] = transaction.data.counts.is_exclusive(data_blocks[own])
-            return keys[first:last], data_blocks, own
+            own[own] = data.are_sole(data_blocks[own])
+            return Mapped(keys[first:last], data_blocks, own)
         first = max(int(np.searchsorted(keys, low, side="right")) - 1, 0)
         blocks = values[first:last]
         if not blocks.size:
             none = np.empty(0, dtype=np.uint64)
-            return none, none, np.empty(0, dtype=bool)
-        shared = above[first:last] | ~counts.is_exclusive(blocks)
+            return Mapped(none, none, np.empty(0, dtype=bool))
+        shared = above[first:last] | ~metadata.are_sole(blocks)
     raise FormatError(f"mapping tree at block {root}", f"at most {MAX_DEPTH} levels", "more")

@@ -88,12 +88,12 @@ class DataSpace:
                     f"data space is out: none of {self._counts.nr_blocks} blocks is free",
                     mend="grow it: replicator pool grow POOL --data +SIZE; or delete snapshots, or trim volumes",
                 )
+            made = 0
             try:
-                self._make_room(np.array(blocks, dtype=np.uint64))
-            except BaseException:
-                self._stock.extendleft(reversed(blocks))
-                raise
-            self._ready.extend(blocks)
+                made = self._make_room_for_some(blocks)
+            finally:
+                self._stock.extendleft(reversed(blocks[made:]))
+            self._ready.extend(blocks[:made])
 
     def take(self, count: int) -> Words:
         """`count` blocks at once, for a receiver that writes them itself; NoSpaceError with nothing taken."""
@@ -125,6 +125,19 @@ class DataSpace:
     def _put_stock_back(self) -> None:
         left = [block for stock in (self._stock, self._ready) for block in _emptied(stock)]
         self._counts.put_back(np.array(left, dtype=np.uint64))
+
+    def _make_room_for_some(self, blocks: list[int]) -> int:
+        """Room for the first of `blocks`, as many as the disk has room for; how many. NoSpaceError: not for one."""
+        count = len(blocks)
+        while True:
+            try:
+                self._make_room(np.array(blocks[:count], dtype=np.uint64))
+            except NoSpaceError:
+                if count == 1:
+                    raise
+                count //= 2
+                continue
+            return count
 
     def _make_room(self, blocks: Words) -> None:
         if self._device is None or not blocks.size:

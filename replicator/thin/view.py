@@ -91,14 +91,19 @@ class PoolView:
                 )
             yield from zip(keys.tolist(), values, strict=True)
 
-    def device(self, dev_id: int) -> DeviceEntry:
-        """One thin device; NotFoundError lists the ids that there are."""
+    def find(self, dev_id: int) -> DeviceEntry | None:
+        """One thin device, or None."""
         root = lookup_one(self.store, self.superblock.data_mapping_root, dev_id, TOP_LEVEL)
         record = lookup_one(self.store, self.superblock.device_details_root, dev_id, DETAILS)
-        if root is None or record is None:
+        return None if root is None or record is None else DeviceEntry(dev_id, int(root), _details(record))
+
+    def device(self, dev_id: int) -> DeviceEntry:
+        """One thin device; NotFoundError lists the ids that there are."""
+        found = self.find(dev_id)
+        if found is None:
             known = ", ".join(str(entry.dev_id) for entry in self.devices()) or "none"
             raise NotFoundError(f"the pool has no thin device {dev_id}; it has: {known}")
-        return DeviceEntry(dev_id, int(root), _details(record))
+        return found
 
     def lookup(self, root: int, virtual_blocks: Packed) -> tuple[npt.NDArray[np.bool_], Packed]:
         """(mapped mask, mapping values) of ascending, distinct `virtual_blocks`; values count only where mapped."""

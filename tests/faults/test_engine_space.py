@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from replicator.blockdev.file import FileDevice
 from replicator.blockdev.memory import MemoryDevice
 from replicator.errors import NoSpaceError
+from replicator.pdata.transaction import BrokenPoolError
 from replicator.thin import space
 from replicator.thin.change import Change
 from replicator.thin.device import ThinDevice
@@ -195,3 +198,34 @@ def test_a_change_without_room_is_refused_before_anything_is_done(tmp_path: Path
         delete(engine, 2)
         assert engine.failed is None
     assert_sound(metadata)
+
+
+@pytest.mark.parametrize("metadata_blocks", [150, 230])
+def test_a_commit_finds_room_for_what_was_answered_however_scattered(tmp_path: Path, metadata_blocks: int) -> None:
+    """Every leaf is shared with a snapshot, so that a write of 4 KiB may cost a leaf and 252 counts of its own (P8)."""
+    count, step = 15_000, 3
+    metadata = formatted(metadata_blocks * METADATA_BLOCK_BYTES, count + 500)
+    pool = PoolMetadata.open(metadata)
+    data_blocks = pool.transaction.data.counts.take(count)
+    pool.map(1, np.arange(count, dtype=np.uint64) * np.uint64(step), data_blocks)
+    pool.create_snap(2, 1)
+    pool.commit(lambda: None)
+    chance, refused, written = random.Random(3), 0, 0
+    with (
+        FileDevice.create(tmp_path / "data", (count + 500) * BLOCK) as data,
+        running(metadata, data, tmp_path / "dirty") as engine,
+    ):
+        device = engine.open_device(1, count * step * BLOCK, read_only=False)
+        for _ in range(300):
+            block = chance.randrange(count * step)
+            try:
+                within(20, partial(write, engine, device, b"x" * 512, block * BLOCK))
+                written += 1
+            except NoSpaceError:
+                refused += 1
+            except BrokenPoolError as error:
+                raise AssertionError(f"after {written} writes a commit found no room") from error
+        engine.commit()
+        print(f"\n{written} written, {refused} refused")
+    assert_sound(metadata)
+    assert refused and (written or metadata_blocks < 200)

@@ -304,14 +304,15 @@ def _against(path: Path, answer: bytes, kind: type[ReplicatorError], text: str) 
         listener.close()
 
 
-def test_an_owner_that_does_not_answer_in_time_is_unavailable(pool: OwnedPool) -> None:
+def test_an_owner_that_does_not_answer_in_time_is_unavailable(pool: OwnedPool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of this call nobody knows whether it was done; the next ones go on over another connection."""
-    near = RemotePool(pool.path, answer_s=20)
-    with pool.engine.lock:
-        stuck = RemotePool(pool.path, answer_s=0.05)
-        with pytest.raises(UnavailableError, match="no answer to status"):
-            stuck.status()
-        assert stuck.view().at_id == pool.view().at_id
+    near, go, status = RemotePool(pool.path, answer_s=20), threading.Event(), pool.status()
+    monkeypatch.setattr(pool, "status", lambda: status if go.wait(20) else None)
+    stuck = RemotePool(pool.path, answer_s=0.05)
+    with pytest.raises(UnavailableError, match="no answer to status"):
+        stuck.status()
+    assert stuck.view().at_id == pool.view().at_id
+    go.set()
     assert near.status().transaction_id == pool.view().at_id
     near.close()
     stuck.close()

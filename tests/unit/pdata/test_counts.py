@@ -17,12 +17,12 @@ def words(*numbers: int) -> Words:
     return np.array(numbers, dtype=np.uint64)
 
 
-def nothing(_: int) -> Counts:
-    return np.zeros(ENTRIES_PER_BITMAP, dtype=np.uint32)
+def nothing(sections: Words) -> Counts:
+    return np.zeros((len(sections), ENTRIES_PER_BITMAP), dtype=np.uint32)
 
 
 def made(
-    blocks: int = 100, *, recycle: bool = False, load: Callable[[int], Counts] = nothing, used: int = 0
+    blocks: int = 100, *, recycle: bool = False, load: Callable[[Words], Counts] = nothing, used: int = 0
 ) -> CountArray:
     return CountArray("data", blocks, used, load, recycle=recycle)
 
@@ -96,40 +96,56 @@ def test_the_overflow_tree_hears_of_what_crosses_three(before: int, drops: int, 
     assert counts.collect_overflow().tolist() == ([4] if touched else [])
 
 
-def test_who_let_go_counts_until_the_commit() -> None:
-    """C4: a power cut brings back who shared it."""
+def test_a_block_is_sole_by_the_committed_state_and_the_running_one() -> None:
+    """C4: a power cut brings back who shared it; who is alone stays so, until another comes."""
     counts = made()
-    counts.add(words(1, 1, 2))
+    counts.add(words(1, 1, 2, 4))
+    assert not counts.are_sole(words(1, 2, 4)).any()
     counts.end_transaction()
-    assert counts.is_exclusive(words(1, 2, 3)).tolist() == [False, True, False]
-    counts.drop(words(1))
-    assert counts.get(words(1)).tolist() == [1] and not counts.is_exclusive(words(1))[0]
-    counts.mark_left(words(2))
-    assert not counts.is_exclusive(words(2))[0]
+    assert counts.are_sole(words(1, 2, 3, 4)).tolist() == [False, True, False, True]
+    counts.drop(words(1, 2))
+    counts.add(words(4))
+    assert counts.get(words(1, 2, 4)).tolist() == [1, 0, 2]
+    assert counts.are_sole(words(1, 2, 4)).tolist() == [False, True, False]
+    counts.drop(words(4))
+    assert not counts.are_sole(words(4))[0]
     counts.end_transaction()
-    assert counts.is_exclusive(words(1, 2)).all()
+    assert counts.are_sole(words(1, 2, 4)).tolist() == [True, True, True]  # 2 is read no more
+    counts.settle(counts.collect_freed())
+    assert not counts.are_sole(words(2))[0]
 
 
-def test_sections_are_loaded_when_asked_for_and_given_back() -> None:
-    loaded: list[int] = []
+def test_a_shared_block_that_nobody_has_any_more_isnt_sole() -> None:
+    counts = made()
+    counts.add(words(1, 1))
+    counts.end_transaction()
+    counts.drop(words(1, 1))
+    assert not counts.are_sole(words(1))[0]
 
-    def load(section: int) -> Counts:
-        loaded.append(section)
-        return np.full(ENTRIES_PER_BITMAP, section + 1, dtype=np.uint32)
 
-    counts = made(3 * ENTRIES_PER_BITMAP, load=load, used=3 * ENTRIES_PER_BITMAP)
-    assert counts.get(words(0, 2 * ENTRIES_PER_BITMAP)).tolist() == [1, 3] and loaded == [0, 2]
+def test_sections_are_loaded_together_when_asked_for_and_given_back() -> None:
+    loaded: list[list[int]] = []
+
+    def load(sections: Words) -> Counts:
+        loaded.append(sections.tolist())
+        return np.full((len(sections), ENTRIES_PER_BITMAP), 1, dtype=np.uint32) * sections[:, None].astype(np.uint32)
+
+    counts = made(20 * ENTRIES_PER_BITMAP, load=load, used=20 * ENTRIES_PER_BITMAP)
+    assert counts.get(words(9, 2 * ENTRIES_PER_BITMAP)).tolist() == [0, 2] and loaded == [list(range(8))]
+    assert counts.are_sole(words(ENTRIES_PER_BITMAP, 19 * ENTRIES_PER_BITMAP)).tolist() == [True, False]
+    assert loaded[1:] == [[16, 17, 18, 19]]
     counts.add(words(5))
     counts.unload(0)
-    assert counts.loaded.tolist() == [True, False, False]  # what is dirty stays
-    assert counts.get(words(2 * ENTRIES_PER_BITMAP + 9)).tolist() == [3] and loaded == [0, 2, 2]
+    assert np.flatnonzero(counts.loaded).tolist() == [0]  # what is dirty stays
+    assert counts.are_sole(words(ENTRIES_PER_BITMAP))[0] and len(loaded) == 2  # flags aren't given back
+    assert counts.get(words(2 * ENTRIES_PER_BITMAP + 9)).tolist() == [2] and loaded[2:] == [list(range(1, 8))]
 
 
 def test_growing_keeps_what_is_there_and_looks_into_the_old_tail() -> None:
     """A bitmap whose index entry says 0 free, its tail not counted (thin_restore 0.9.0), has room after growing."""
-    full = np.zeros(ENTRIES_PER_BITMAP, dtype=np.uint32)
-    full[:10] = 1
-    counts = made(10, load=lambda _: full, used=10)
+    full = np.zeros((1, ENTRIES_PER_BITMAP), dtype=np.uint32)
+    full[0, :10] = 1
+    counts = made(10, load=lambda sections: full if sections[0] == 0 else nothing(sections), used=10)
     counts.section_free[:] = 0
     counts.grow(12)
     assert counts.take(2).tolist() == [10, 11]
@@ -138,7 +154,7 @@ def test_growing_keeps_what_is_there_and_looks_into_the_old_tail() -> None:
 
 
 def test_a_map_that_lies_about_free_blocks_is_damage() -> None:
-    counts = made(10, load=lambda _: np.ones(ENTRIES_PER_BITMAP, dtype=np.uint32), used=5)
+    counts = made(10, load=lambda _: np.ones((1, ENTRIES_PER_BITMAP), dtype=np.uint32), used=5)
     with pytest.raises(DamageError, match="should be free"):
         counts.take(3)
     assert counts.held_count == 0

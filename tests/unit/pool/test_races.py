@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -15,9 +16,10 @@ from replicator.errors import ConflictError, NoSpaceError, ReplicatorError, Usag
 from replicator.pool import volumes
 from replicator.pool.catalogue_schema import Setting, Volume
 from replicator.pool.changes import Put
-from replicator.pool.interface import CutRequest, Switch
+from replicator.pool.interface import CutRequest, Filling, Switch
 from replicator.pool.local import LocalPool
 from replicator.pool.opening import OwnedPool, own_pool
+from replicator.thin.change import Change
 from replicator.thin.device import ThinDevice
 from replicator.units import MIB
 from tests.support.pool_owner import make_pool
@@ -74,6 +76,73 @@ def test_a_volume_that_shrank_and_grew_shows_nothing_of_before(pool: OwnedPool) 
     pool.resize(volume.uuid, 4 * BLOCK)
     pool.resize(volume.uuid, MIB)
     assert not device.entry(7) and device.pread(BLOCK, 7 * BLOCK) == bytes(BLOCK)
+
+
+def test_shrinking_zeroes_the_rest_of_the_last_block_in_its_commit(pool: OwnedPool, tmp_path: Path) -> None:
+    """A death before that commit leaves the volume whole; writes meanwhile stay, and nothing shows beyond the end."""
+    volume, device = _live(pool)
+    _write(pool, device, 3, b"old!")
+    pool.flush()
+    end = 3 * BLOCK + 4096
+    with pool.engine.gate.writing():
+        shrinking = _at_the_gate(pool, lambda: pool.resize(volume.uuid, end))
+    write = pool.engine.metadata.write
+
+    def before_it_is_written(block0: bytes, flush: Callable[[], None]) -> None:
+        shutil.copytree(pool.path, tmp_path / "died", ignore=shutil.ignore_patterns("control", "lock"))
+        with pool.engine.gate.writing():
+            device.pwrite(b"new!", 3 * BLOCK)
+        write(block0, flush)
+
+    pool.engine.metadata.write = before_it_is_written  # type: ignore[method-assign, assignment] # the instant that is asked about
+    shrinking.result(10)
+    pool.engine.metadata.write = write  # type: ignore[method-assign] # as it was
+    pool.resize(volume.uuid, MIB)
+    pool.flush()
+    for _ in ("as it is", "loaded anew"):
+        assert device.pread(BLOCK, 3 * BLOCK) == b"new!" + b"old!" * 1023 + bytes(BLOCK - 4096)
+        device.table.clear()
+    with own_pool(tmp_path / "died") as again:
+        volume, device = _live(again)
+        assert volume.size_bytes == MIB and device.pread(BLOCK, 3 * BLOCK) == b"old!" * (BLOCK // 4)
+
+
+def test_a_volume_that_is_opened_while_it_shrinks_has_the_new_size(pool: OwnedPool) -> None:
+    """Nobody had it open, so that nobody's size was there to change."""
+    volume, device = _live(pool)
+    _write(pool, device, 7, b"old!")
+    pool.flush()
+    del pool.engine.devices[volume.dev_id]
+    other = volumes.create_volume(pool, "other", MIB)
+    pool.open_live(other.dev_id, other.size_bytes, None)
+    free = pool.status().data_free_blocks
+    commit, opened = pool.engine._commit, list[ThinDevice]()
+
+    def opening(change: Change | None) -> None:
+        opened.append(pool.open_live(volume.dev_id, volume.size_bytes, None))
+        commit(change)
+
+    pool.engine._commit = opening  # type: ignore[method-assign] # somebody opens it as the commit begins
+    pool.resize(volume.uuid, BLOCK + 5)
+    pool.engine._commit = commit  # type: ignore[method-assign] # as it was
+    assert opened[0].size_bytes == BLOCK + 5 and pool.status().data_free_blocks == free + 1
+    pool.resize(volume.uuid, MIB)
+    assert opened[0].pread(MIB, 0) == bytes(MIB)
+
+
+def test_a_volume_that_cant_shrink_is_what_it_was(pool: OwnedPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    volume, device = _live(pool)
+    _write(pool, device, 7, b"old!")
+    free = pool.status().data_free_blocks
+
+    def full(*_: object) -> None:
+        raise NoSpaceError("no room for the catalogue")
+
+    monkeypatch.setattr(pool.catalogue, "stage", full)
+    with pytest.raises(NoSpaceError):
+        pool.resize(volume.uuid, 7 * BLOCK + 5)
+    assert device.size_bytes == MIB and device.pread(BLOCK, 7 * BLOCK) == b"old!" * (BLOCK // 4)
+    assert pool.status().data_free_blocks == free
 
 
 def test_a_volume_opened_while_its_snapshot_waits_is_cut_like_any_live_one(pool: OwnedPool) -> None:
@@ -175,7 +244,7 @@ def test_growing_beyond_what_the_metadata_can_count_is_refused(pool: OwnedPool) 
 def test_where_the_catalogue_has_no_room_nothing_acknowledged_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """P1b, P8: the pool stops, but nothing was written, so the next opening replays all of it."""
+    """P1b, P8: the switch is refused, nothing of it was done, and the pool goes on."""
     make_pool(tmp_path / "pool")
     with own_pool(tmp_path / "pool") as pool:
         volumes.create_volume(pool, "disk", MIB)
@@ -185,8 +254,14 @@ def test_where_the_catalogue_has_no_room_nothing_acknowledged_is_given_up(
             raise NoSpaceError("no room for the catalogue")
 
         monkeypatch.setattr(pool.catalogue, "stage", full)
+        free = pool.status().data_free_blocks
+        blocks = pool.reserve(2)
         with pytest.raises(NoSpaceError):
-            pool.switch(Switch(changes=(Put(Setting("a", "b")),)))
-        assert pool.engine.failed is not None
+            pool.switch(Switch(create=(40,), fill=(Filling(40, blocks - blocks.min(), blocks),)))
+        assert pool.engine.failed is None and not pool.facts([40])
+        monkeypatch.undo()
+        pool.give_back(blocks)
+        pool.switch(Switch(create=(40,), changes=(Put(Setting("a", "b")),)))
+        assert pool.facts([40])[40].mapped_blocks == 0 and pool.status().data_free_blocks == free
     with own_pool(tmp_path / "pool") as again:
         assert again.engine.given_up_count == 0 and _live(again)[1].pread(4, 0) == b"kept"

@@ -8,11 +8,13 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from replicator.blockdev.memory import MemoryDevice
 from replicator.errors import ConflictError, DamageError, FormatError, ReplicatorError, UsageError
 from replicator.pdata.room import PoolShape
+from replicator.thin import device as device_module
 from replicator.thin.admission import KEPT_WEIGHT, Admission
 from replicator.thin.change import Change
 from replicator.thin.device import ThinDevice
@@ -22,7 +24,7 @@ from replicator.thin.table import FIRST_EPOCH, STAMP_MASK
 from tests.support.enginerig import BLOCK, assert_sound, cut, formatted, running, within, write
 
 SIZE = 9 * BLOCK + 5000
-DATA_BLOCKS = 200
+DATA_BLOCKS = 1000
 ORIGIN = bytes(range(256)) * (7 * 256) + b"end"
 
 
@@ -196,6 +198,55 @@ def test_nothing_hangs_on_an_engine_that_is_closed(disks: tuple[MemoryDevice, Me
         within(10, engine.commit)
     with pytest.raises(ReplicatorError, match="closed"):
         within(10, lambda: engine.change(Change(lambda _: None)))
+
+
+def test_what_a_write_copied_is_void_when_the_block_is_zeroed_meanwhile(engine: Engine) -> None:
+    """W2: zeros of a whole block, answered while a page of it is written, aren't undone by the rest of that copy."""
+    device = engine.open_device(1, SIZE, read_only=False)
+    write(engine, device, b"a" * BLOCK, 0)
+    cut(engine, 1, 2)
+    read, zeroed = device.engine.data.pread_into, list[bool]()
+
+    def reading(target: bytearray, offset_bytes: int) -> None:
+        read(target, offset_bytes)
+        if not zeroed:
+            zeroed.append(True)
+            device.write_zeroes(0, BLOCK)
+
+    device.engine.data.pread_into = reading  # type: ignore[method-assign, assignment] # between copy and record
+    write(engine, device, b"b" * 4096, 8192)
+    device.engine.data.pread_into = read  # type: ignore[method-assign] # as it was
+    assert zeroed and device.pread(BLOCK, 0) == bytes(8192) + b"b" * 4096 + bytes(BLOCK - 12288)
+
+
+def test_a_large_trim_goes_in_pieces(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """P4: with a commit after each, so that none is long; small ones and empty volumes don't."""
+    monkeypatch.setattr(device_module, "TRIM_LEAVES", 1)
+    monkeypatch.setattr(device_module, "_TRIM_BLOCKS", 4)
+    device = engine.open_device(1, 3000 * BLOCK, read_only=False)
+    blocks = engine.space.take(600)
+    keys = np.arange(600, dtype=np.uint64)
+    engine.change(Change(lambda metadata: metadata.map(1, keys, blocks), fills=(1,), weight=600))
+    commits, pieces, unmap = engine.commit_count, list[tuple[int, int]](), engine.publish_unmapped
+
+    def publish(device: ThinDevice, begin: int, end: int) -> bool:
+        pieces.append((begin, end))
+        return unmap(device, begin, end)
+
+    monkeypatch.setattr(engine, "publish_unmapped", publish)
+    with engine.gate.writing():
+        device.discard(BLOCK, 2998 * BLOCK)
+        device.discard(0, BLOCK)
+    assert engine.commit_count == commits + 2  # three leaves
+    assert [end for _, end in pieces] == [200, 400, 2999, 1] and [begin for begin, _ in pieces] == [1, 200, 400, 0]
+    assert not any(device.entry(block) for block in range(3000))
+    pieces.clear()
+    with engine.gate.writing():
+        device.discard(0, 3000 * BLOCK)
+    engine.commit()
+    with engine.gate.writing():
+        device.discard(0, 3000 * BLOCK)
+    assert pieces[-1] == (0, 3000)
 
 
 def test_concurrent_flushes_share_commits(engine: Engine) -> None:

@@ -14,11 +14,11 @@ from replicator.pdata.bitmap import ENTRIES_PER_BITMAP
 from replicator.pdata.block import Words
 from replicator.pdata.node import MAPPING
 from replicator.pdata.tree import walk
+from replicator.thin.committed import Committed
 from replicator.thin.dirty import DirtySet
 from replicator.thin.folding import fold_into, overlay, unmap_range
 from replicator.thin.mapping import DEV_ID_LIMIT
 from replicator.thin.metadata import PoolMetadata
-from replicator.thin.sharing import mapped_entries
 from replicator.thin.superblock import NEEDS_CHECK, read_superblock
 from tests.support.enginerig import BLOCK, UUID, assert_sound
 
@@ -47,8 +47,7 @@ def commit(pool: PoolMetadata) -> None:
 
 
 def exclusive(pool: PoolMetadata, dev_id: int, begin: int, end: int) -> list[bool]:
-    root = pool.device(dev_id).root
-    return [bool(own) for own in mapped_entries(pool.transaction, root, begin, end)[2]]
+    return [bool(own) for own in Committed(pool.superblock, pool.transaction).mapped(dev_id, begin, end).own]
 
 
 def test_a_new_pool_uses_nine_blocks_as_the_kernels_does() -> None:
@@ -166,10 +165,12 @@ def test_unmapping_ranges_in_pieces(pool: PoolMetadata) -> None:
 def test_a_block_is_exclusive_unless_something_above_it_is_shared(pool: PoolMetadata) -> None:
     assert all(exclusive(pool, 1, 0, 300))
     pool.create_snap(2, 1)
+    commit(pool)
     assert not any(exclusive(pool, 1, 0, 300))
     pool.map(1, words(3), pool.transaction.data.counts.take(1))
+    commit(pool)
     assert [n for n, own in enumerate(exclusive(pool, 1, 0, 300)) if own] == [3]
-    assert not any(exclusive(pool, 2, 0, 300))
+    assert [n for n, own in enumerate(exclusive(pool, 2, 0, 300)) if own] == [3]
     assert exclusive(pool, 1, 500, 600) == []
 
 
@@ -178,6 +179,7 @@ def test_a_sharer_that_is_gone_counts_until_the_commit(pool: PoolMetadata, how: 
     """P6: a power cut before the commit brings it back, so nothing of it may be overwritten in place."""
     pool.create_snap(2, 1)
     commit(pool)
+    durable = Committed(pool.superblock, pool.transaction)
     if how == "overwritten":
         pool.map(1, run(0, 300), pool.transaction.data.counts.take(300))
     elif how == "unmapped":
@@ -186,10 +188,33 @@ def test_a_sharer_that_is_gone_counts_until_the_commit(pool: PoolMetadata, how: 
         pool.delete(1)
     if how == "deleted-then-written":
         pool.map(2, words(5), pool.transaction.data.counts.take(1))
-    mine = [n for n, own in enumerate(exclusive(pool, 2, 0, 300)) if own]
-    assert mine == ([5] if how == "deleted-then-written" else [])
+    assert not any(durable.mapped(2, 0, 300).own)
     commit(pool)
     assert all(exclusive(pool, 2, 0, 300))
+
+
+@pytest.mark.parametrize("how", ["overwritten", "unmapped", "deleted"])
+def test_what_a_commit_lets_go_of_stays_its_own_until_then(pool: PoolMetadata, how: str) -> None:
+    """The durable state reads the same from the first change of a transaction to its end."""
+    durable = Committed(pool.superblock, pool.transaction)
+    before = durable.mapped(1, 0, 300)
+    if how == "overwritten":
+        pool.map(1, run(0, 300), pool.transaction.data.counts.take(300))
+    elif how == "unmapped":
+        pool.unmap(1, run(0, 300))
+    else:
+        pool.delete(1)
+    block0 = pool.seal()
+    for _ in ("sealed", "written"):
+        now = durable.mapped(1, 0, 300)
+        assert all(now.own) and all((a == b).all() for a, b in zip(before, now, strict=True))
+        pool.write(block0, lambda: None)
+    pool.finish(lambda: check_still_there(durable))
+
+
+def check_still_there(durable: Committed) -> None:
+    """Nothing that the old state reaches is to be had before `show` has returned (X4)."""
+    assert len(durable.mapped(1, 0, 300).blocks) == 300
 
 
 # -- folding ---------------------------------------------------------------------------------------------------

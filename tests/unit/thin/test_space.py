@@ -10,6 +10,7 @@ import pytest
 from replicator.blockdev.memory import MemoryDevice
 from replicator.errors import NoSpaceError
 from replicator.pdata.bitmap import ENTRIES_PER_BITMAP, Counts
+from replicator.pdata.block import Words
 from replicator.pdata.counts import CountArray
 from replicator.thin import space
 from replicator.thin.space import DataSpace
@@ -33,8 +34,8 @@ class Roomy(MemoryDevice):
 
 
 def made(blocks: int = 20, device: object = None, low_water: int = 0) -> tuple[DataSpace, CountArray]:
-    def load(_: int) -> Counts:
-        return np.zeros(ENTRIES_PER_BITMAP, dtype=np.uint32)
+    def load(sections: Words) -> Counts:
+        return np.zeros((len(sections), ENTRIES_PER_BITMAP), dtype=np.uint32)
 
     counts = CountArray("data", blocks, 0, load, recycle=False)
     return DataSpace(counts, threading.RLock(), device, BLOCK, low_water), counts
