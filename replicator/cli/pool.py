@@ -1,8 +1,9 @@
-"""`replicator pool`: create, status, check, dump, grow, size-hint, reserve-metadata-snap, release-metadata-snap.
+"""`replicator pool`: create, status, check, dump, repair, grow, size-hint, reserve- and release-metadata-snap.
 
 check    exit 0 clean (warnings are shown), 3 damage or leaks, each finding listed; beside a running owner the
          mappings of a metadata snapshot are checked, and reference counts are not
 dump     the XML of thin_dump, as its pieces are read
+repair   in cli/pool_repair
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from replicator.cli.places import GROWTH, POOL, Growth
+from replicator.cli.pool_repair import repair
 from replicator.cli.show import SIZE, json_option, print_facts, print_json, size_text
 from replicator.errors import UsageError
 
@@ -34,6 +36,9 @@ def pool() -> None:
     \b
     replicator pool create /srv/pool --size 100GiB
     """
+
+
+pool.add_command(repair)
 
 
 @pool.command()
@@ -333,3 +338,5 @@ def _show_check(path: Path, found: PoolCheck) -> None:
         click.echo(f"{path}: clean, {count} thin device{'' if count == 1 else 's'}")
     else:
         click.echo(f"{path}: {damage} damaged, {leaks} leaked")
+    if damage:
+        click.echo(f"mend: replicator pool repair {path} --dry-run says what can be saved, with --to FILE it is")

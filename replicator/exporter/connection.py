@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from replicator.errors import ReplicatorError
 from replicator.exporter.bulk import Budget
 from replicator.exporter.exports import Exports
+from replicator.exporter.manners import Manners, peer_of
 from replicator.exporter.outbox import Drainer, Outbox
 from replicator.exporter.transmission import Transmission
 from replicator.exporter.transport import PlainTransport, TlsTransport, Transport, widen
@@ -60,6 +61,7 @@ class Staff:
     workers: Workers
     drainer: Drainer
     budget: Budget
+    manners: Manners
 
 
 class Connection:
@@ -68,16 +70,21 @@ class Connection:
     def __init__(self, sock: socket.socket, staff: Staff, security: Security) -> None:
         self._socket, self._staff, self._security = sock, staff, security
         self._transport: Transport = PlainTransport(sock)
+        self._said_goodbye = False
 
     def run(self) -> None:
         """From the greeting to the end; never raises (C1)."""
+        peer, manners = peer_of(self._socket), self._staff.manners
         try:
             with contextlib.closing(self._socket):
+                if not manners.admit(self._socket, peer):
+                    return
                 widen(self._socket)
                 begun = self._shake_hands()
-                if begun is not None:
-                    self._transmit(*begun)
+                if not (self._said_goodbye if begun is None else self._transmit(*begun)):
+                    manners.ended_badly(peer)
         except (OSError, ReplicatorError) as error:
+            manners.ended_badly(peer)
             _log.warning("NBD connection closed: %s", error)
         except Exception:  # noqa: BLE001 - a fault of ours ends one connection, not the server (C1)
             _log.exception("NBD connection closed by a fault of ours")
@@ -114,6 +121,7 @@ class Connection:
                 elif isinstance(event, Hangup):
                     if event.error is not None:
                         raise event.error
+                    self._said_goodbye = True
                     return None
             self._wait_until(until)
         return None
@@ -138,28 +146,33 @@ class Connection:
 
     # -- transmission and farewell -----------------------------------------------------------------------------
 
-    def _transmit(self, session: Session, arrived: bytes) -> None:
+    def _transmit(self, session: Session, arrived: bytes) -> bool:
+        """Serve it to its end; whether it took all of its replies."""
         name = session.export.name
         export = self._staff.exports.enter(name, self)
         if export is None:
-            return
+            return True
         try:
             outbox = Outbox(self._transport, self._staff.drainer)
             transmission = Transmission(
                 self._transport, arrived, outbox, self._staff.workers, self._staff.budget, export, session
             )
+            taken = False
             try:
                 transmission.run()
             finally:
                 transmission.close()
-                self._take_leave(outbox)
+                taken = self._take_leave(outbox)
+            return taken
         finally:
             self._staff.exports.leave(name, self)
 
-    def _take_leave(self, outbox: Outbox) -> None:
-        """The last replies, to a client that takes them soon."""
+    def _take_leave(self, outbox: Outbox) -> bool:
+        """The last replies, to a client that takes them soon; whether it did."""
         try:
-            with contextlib.suppress(OSError):
-                outbox.drain(_FAREWELL_S)
+            outbox.drain(_FAREWELL_S)
+        except OSError:
+            return False
         finally:
             outbox.close()
+        return True

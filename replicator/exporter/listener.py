@@ -26,6 +26,7 @@ from replicator.exporter.address import Address, UnixAddress, bind, unlink_own
 from replicator.exporter.bulk import Budget
 from replicator.exporter.connection import Connection, Security, Staff
 from replicator.exporter.exports import Exports
+from replicator.exporter.manners import Manners
 from replicator.exporter.outbox import Drainer
 from replicator.exporter.workers import WORKERS, Workers
 from replicator.thin.gate import Gate
@@ -60,7 +61,7 @@ class NbdServer:
     def __init__(self, gate: Gate, exports: Exports, settings: ServerSettings | None = None) -> None:
         self.exports = exports
         self._settings = settings or ServerSettings()
-        self._staff = Staff(exports, Workers(gate, self._settings.workers), Drainer(), Budget())
+        self._staff = Staff(exports, Workers(gate, self._settings.workers), Drainer(), Budget(), Manners())
         self._lock = threading.Lock()
         self._listeners: dict[Address, _Listener] = {}
         self._connections: dict[Connection, threading.Thread] = {}

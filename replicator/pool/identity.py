@@ -8,24 +8,40 @@ Written by pool/creation, checked by pool/opening and pool/reading before anythi
     data file     the extended attribute user.replicator.pool, where the file system has them
     data device   nothing: its own id (WWN, serial number, dm UUID) and size stand in the catalogue
 
+A file also knows when it was last opened for writing, by a number that grows with each opening, and a data file how far
+the pool was then; so do copies that keep extended attributes (cp -a, rsync -X, most backups).
+
+    mixed                                           seen by
+    parts of two pools                              UUIDs
+    an older catalogue                              no row of the superblock's transaction in it
+    older metadata                                  the catalogue is two switches ahead; or one, and `dirty`, used in
+                                                    this boot, names another superblock
+    older metadata and catalogue                    the data file was opened at a later transaction
+    older data                                      the metadata file was opened more often
+    older data without attributes, or on a device   nothing
+    metadata of the same transaction, older         nothing
+
 Invariants
   I1  Two parts that name two pools are never used together: DamageError with both ids.
-  I2  A catalogue that is behind its superblock is damage (pool/catalogue, G2).
+  I2  A catalogue that is behind its superblock is damage (pool/catalogue, G2), and so are parts of different times.
+  I3  Marks are written data first, synced, then metadata: a crash leaves the data's number ahead, never behind.
 
-Failures: DamageError, UsageError.
+Failures: DamageError, UsageError, DeviceError.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID
 
 from replicator.blockdev.file import FileDevice
-from replicator.errors import DamageError, UsageError
+from replicator.errors import DamageError, DeviceError, UsageError
 from replicator.pool.catalogue import Catalogue
 from replicator.pool.view import CatalogueView
 from replicator.thin.superblock import Superblock
@@ -37,6 +53,10 @@ TIME_CAPPED_SETTING = "time-capped"
 """Stands while `time` has come to its cap by our own hand, and nobody else has written since (thin/metadata, D3)."""
 
 _ATTRIBUTE = "user.replicator.pool"
+_OPENED = "user.replicator.opened"
+_REACHED = "user.replicator.transaction"
+_DIGITS = 20  # of a 64-bit number: a longer text is none of ours
+_MEND = "put the pool's own files of one time together again"
 _BLOCK_IDS = ("dm/uuid", "wwid", "device/wwid", "md/uuid", "serial", "device/serial")
 
 
@@ -52,6 +72,64 @@ def check_identity(view: CatalogueView, superblock: Superblock, metadata: FileDe
     known = _known_device(view)
     if known and data.is_block_device and (now := _block_id(data)) and now != known:
         raise DamageError(f"the pool's data device is {known}, but {data.name} is {now}", mend=mend)
+
+
+def check_age(newest_id: int, superblock: Superblock, metadata: FileDevice, data: FileDevice, ours: bool) -> None:
+    """DamageError where metadata, catalogue (at `newest_id`) and data are of different times (I2).
+
+    `ours`: nothing says that the superblock isn't the last one that this boot's owner wrote.
+    """
+    marked, now = marked_pool(data), superblock.transaction_id
+    if marked is not None and marked.bytes != superblock.uuid:
+        known = UUID(bytes=superblock.uuid)
+        raise DamageError(f"{metadata.name} is that of pool {known}, but {data.name} is that of {marked}", mend=_MEND)
+    if newest_id > now + 1 or (newest_id == now + 1 and not ours):
+        raise DamageError(f"the catalogue knows transaction {newest_id}, but {metadata.name} is at {now}", mend=_MEND)
+    reached = _number(data, _REACHED)
+    if reached > now:
+        raise DamageError(
+            f"{data.name} was in use at transaction {reached}, but {metadata.name} is at {now}", mend=_MEND
+        )
+    opened, expected = _number(data, _OPENED), _number(metadata, _OPENED)
+    if 0 < opened < expected:
+        raise DamageError(
+            f"{data.name} is an older copy: it was opened {opened} times, and {metadata.name} {expected} times",
+            mend=f"{_MEND}; or, if nothing else is left: setfattr -x {_OPENED} {data.name}",
+        )
+
+
+def mark_opening(superblock: Superblock, metadata: FileDevice, data: FileDevice) -> None:
+    """Note on both files that the pool is opened for writing (I3)."""
+    number = max(_number(metadata, _OPENED), _number(data, _OPENED)) + 1
+    _put_number(data, _OPENED, number)
+    mark_reached(superblock.transaction_id, data)
+    try:
+        os.fsync(data.fileno())  # a flush of the content alone may leave attributes behind
+    except OSError as error:
+        raise DeviceError(data.name, 0, error.errno or errno.EIO, error.strerror or str(error)) from error
+    _put_number(metadata, _OPENED, number)
+
+
+def mark_reached(transaction_id: int, data: FileDevice) -> None:
+    """Note on the data file how far the pool has come."""
+    _put_number(data, _REACHED, max(transaction_id, _number(data, _REACHED)))
+
+
+def _number(device: FileDevice, name: str) -> int:
+    """A number beside a file's content; 0 where there is none."""
+    if device.is_block_device:
+        return 0
+    try:
+        text = os.getxattr(device.fileno(), name)
+    except OSError:
+        return 0
+    return int(text) if len(text) <= _DIGITS and text.isdigit() else 0
+
+
+def _put_number(device: FileDevice, name: str, number: int) -> None:
+    if not device.is_block_device:
+        with contextlib.suppress(OSError):
+            os.setxattr(device.fileno(), name, str(number).encode())
 
 
 def mark_file(data: FileDevice, pool: UUID) -> None:
@@ -117,10 +195,14 @@ def low_water_blocks(text: str, data_blocks: int, block_bytes: int) -> int:
     return -(-parse_size(text) // block_bytes)
 
 
-def open_catalogue(path: Path, superblock: Superblock) -> tuple[Catalogue, CatalogueView]:
-    """The catalogue for writing, as of the superblock's transaction: what a dead owner staged beyond is removed."""
+def open_catalogue(path: Path, superblock: Superblock, check: Callable[[int], None]) -> tuple[Catalogue, CatalogueView]:
+    """The catalogue for writing, as of the superblock's transaction: what a dead owner staged beyond is removed.
+
+    Not before `check` has looked at the newest id that it holds.
+    """
     catalogue = Catalogue(path)
     try:
+        check(catalogue.newest_id())
         catalogue.discard_beyond(superblock.transaction_id)
         return catalogue, catalogue.view(superblock.transaction_id)
     except BaseException:

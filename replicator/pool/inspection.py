@@ -27,7 +27,7 @@ from pathlib import Path
 from replicator.blockdev.file import FileDevice
 from replicator.errors import DamageError, FormatError, NotFoundError, UnavailableError
 from replicator.pool.catalogue import Catalogue
-from replicator.pool.identity import check_identity
+from replicator.pool.identity import check_age, check_identity
 from replicator.pool.locks import PoolLock, owned_elsewhere
 from replicator.pool.opening import OWNER_S
 from replicator.pool.remote import RemotePool
@@ -175,6 +175,7 @@ def _check_catalogue(path: Path, view: PoolView, device: FileDevice, data: FileD
     try:
         catalogue = Catalogue(file, read_only=True)
         try:
+            check_age(catalogue.newest_id(), view.superblock, device, data, True)
             rows = catalogue.view(view.superblock.transaction_id)
         finally:
             catalogue.close()

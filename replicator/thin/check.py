@@ -14,6 +14,7 @@ What is checked
   K5  The rule of sharing: a mapping that two live devices reach has a time below the snapshotted_time of both. (The
       kernel takes a mapping for shared iff snapshotted_time > time; a wrong one would be overwritten in place.)
   K6  All metadata and data counts, the overflow trees, nr_free, none_free_before, nr_allocated (thin/check_counts).
+  K7  Where a tree is damaged: the devices and ranges of virtual blocks that can't be read (thin/check_losses).
 
 Memory: about 45 bytes for each metadata block and 8 for each data block (virtual; touched where there is something),
 bounded by the metadata's size, since a data map without a bitmap for each 16,320 blocks is refused before.
@@ -32,6 +33,7 @@ from replicator.pdata.node import DETAILS, MAPPING, TOP_LEVEL, Nodes
 from replicator.pdata.store import MetadataStore
 from replicator.pdata.tree import walk
 from replicator.thin.check_counts import bitmap_count, compare, read_data_map, read_metadata_map
+from replicator.thin.check_losses import name_losses
 from replicator.thin.check_sharing import DeviceTable, MappingVisitor
 from replicator.thin.forest import Census, Forest
 from replicator.thin.mapping import DEV_ID_LIMIT
@@ -83,6 +85,8 @@ class _Check:
             live.compare_mapped(below, self.findings, "device")
             held.compare_mapped(below, self.findings, "held device")
         visitor.finish()
+        if below is None or not sound_upper:
+            name_losses(self.device, self.superblock, self.findings)
         data_map = read_data_map(self.census, self.superblock.data_space_map) if data_fits else None
         metadata_map = read_metadata_map(self.census, self.superblock.metadata_space_map)
         sound &= below is not None

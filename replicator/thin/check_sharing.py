@@ -80,6 +80,8 @@ class DeviceTable:
     def compare_mapped(self, below: Subtrees, findings: Findings, which: str) -> None:
         """mapped_blocks must be the number of entries in the device's tree."""
         _, mine, records = np.intersect1d(self.ids, self.detail_ids, return_indices=True)
+        inside = self.roots[mine] < len(below.entries)  # the others are findings already
+        mine, records = mine[inside], records[inside]
         true = below.entries[self.roots[mine].astype(np.int64)].astype(np.uint64)
         said = self.details["mapped_blocks"][records]
         wrong = np.flatnonzero(true != said)

@@ -36,6 +36,7 @@ class FindingKind(Enum):
     NODE = "node"
     KEY_RANGE = "key range"
     NODE_FILL = "node fill"
+    LOST_RANGE = "lost range"
     BLOCK_USED_TWICE = "block used twice"
     DEVICE_SETS = "device sets"
     DEVICE_ID = "device id"

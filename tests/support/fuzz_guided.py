@@ -1,0 +1,45 @@
+"""One fuzzing target under atheris, guided by the coverage of our own code, as a process of its own.
+
+    python -m tests.support.fuzz_guided TARGET SECONDS CORPUS
+
+libFuzzer ends the process with another status than 0 for what isn't a ReplicatorError, for an input that takes more
+than a second of wall clock or the process more than 2 GiB, and prints the input.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+
+def main(name: str, seconds: str, corpus: str) -> None:
+    """Fuzz for so many seconds; never returns."""
+    import atheris  # type: ignore[import-untyped]  # it ships no types
+
+    with atheris.instrument_imports(include=["replicator"]):
+        from replicator.errors import ReplicatorError
+        from tests.support.fuzz_targets import targets
+
+    target = targets()[name]
+
+    def one(data: bytes) -> None:
+        try:
+            target.run(data)
+        except ReplicatorError as error:
+            assert error.message
+
+    for number, data in enumerate(target.seeds):
+        (Path(corpus) / f"seed{number}").write_bytes(data)
+    limits = [
+        f"-max_total_time={seconds}",
+        "-timeout=5",
+        "-rss_limit_mb=2048",
+        "-max_len=16384",
+        "-print_final_stats=1",
+    ]
+    atheris.Setup([sys.argv[0], *limits, corpus], one)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:4])
