@@ -1,6 +1,6 @@
-"""From a write's answer to its restore point at the receiver, over a log in a directory.
+"""From a write's answer to its restore point at the receiver, over a log in a directory, or one that is given.
 
-    python benchmarks/lag.py [--seconds 15] [--size-mib 256] [--folder DIR]
+    python benchmarks/lag.py [--seconds 15] [--size-mib 256] [--folder DIR] [--log LOG | --log kafka]
 
 Agent and receiver run as they do for users, with their exporters, interval 1 s. A client writes 4 KiB at random with 16
 in flight: 500 a second, then as fast as they are answered. A write that was answered before a cut's instant is in its
@@ -26,6 +26,7 @@ from benchmarks._ground import VOLUME, cpu_seconds, keep_bytecode, load, percent
 from replicator.cli.demo_hosts import Hosts
 from replicator.pool.remote import RemotePool
 from replicator.units import MIB, PAGE_BYTES
+from tests.support.kafka_broker import Broker
 
 DEPTH = 16
 ASK_S = 0.01
@@ -105,11 +106,15 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=15)
     parser.add_argument("--size-mib", type=int, default=256)
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--log", default="", help="where; `kafka` starts a broker for it")
     given = parser.parse_args()
     size = given.size_mib * MIB
     with tempfile.TemporaryDirectory(dir=given.folder) as name, ExitStack() as processes:
         keep_bytecode(Path(name) / "bytecode")
-        hosts = Hosts(Path(name), processes)
+        broker = processes.enter_context(Broker(Path(name) / "broker")) if given.log == "kafka" else None
+        hosts = Hosts(Path(name), processes, broker.url("lag") if broker else given.log)
+        if broker is not None:
+            hosts.log = broker.folder / "data"
         for pool in (hosts.source, hosts.replica):
             hosts.command("pool", "create", str(pool), "--size", "16GiB", "--metadata-size", "128MiB")
         hosts.command("volume", "create", str(hosts.source), VOLUME, "--size", f"{given.size_mib}MiB")

@@ -17,6 +17,7 @@ import zstandard
 from hypothesis import settings
 
 from tests.support import judges, kernel, leftovers
+from tests.support.far_logs import FarServers, running_far_servers
 from tests.support.golden import KernelPool
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -43,6 +44,13 @@ def _no_child_outlives_its_test() -> Iterator[None]:
     yield
     left = sorted(leftovers.children() - before)
     assert not left, "children outlived the test: " + "; ".join(str(leftovers.describe(pid)) for pid in left)
+
+
+@pytest.fixture(scope="session")
+def far_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FarServers]:
+    """An S3 server and an sshd, as far as this machine has them, for the whole session."""
+    with running_far_servers(tmp_path_factory.mktemp("far")) as servers:
+        yield servers
 
 
 @pytest.fixture

@@ -25,11 +25,12 @@ _POLL_S = 0.1
 
 
 class Hosts:
-    """Pools, log and daemons in the folder `here`."""
+    """Pools, log and daemons in the folder `here`; `log` names a log that lies elsewhere."""
 
-    def __init__(self, here: Path, processes: ExitStack) -> None:
+    def __init__(self, here: Path, processes: ExitStack, log: str = "") -> None:
         self.here = here
         self.source, self.replica, self.log = here / "source", here / "replica", here / "log"
+        self.log_url = log or str(self.log)
         self.socket = here / "nbd.sock"
         self._processes = processes
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
@@ -63,12 +64,12 @@ class Hosts:
     def start_agent(self) -> dict[str, Any]:
         """Run it, and return its status once it answers."""
         address = f"unix:{self.socket}"
-        self._spawn("agent", "agent", "run", str(self.source), "--log", str(self.log), "--listen", address)
+        self._spawn("agent", "agent", "run", str(self.source), "--log", self.log_url, "--listen", address)
         return self._until_answering("agent")
 
     def start_receiver(self) -> dict[str, Any]:
         """Run it, and return its status once it answers."""
-        self._spawn("receiver", "receiver", "run", str(self.replica), "--log", str(self.log))
+        self._spawn("receiver", "receiver", "run", str(self.replica), "--log", self.log_url)
         return self._until_answering("receiver")
 
     def _until_answering(self, kind: str) -> dict[str, Any]:

@@ -24,7 +24,7 @@ for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
 
 
 @click.command()
-@click.argument("pool", type=click.Path(path_type=Path))
+@click.argument("pool", metavar="POOL|LOG")
 @click.argument("names", nargs=-1)
 @click.option("--listen", "addresses", multiple=True, metavar="ADDRESS", help="unix:PATH or tcp:HOST:PORT; repeatable.")
 @click.option("--read-only", is_flag=True, help="Let nobody write.")
@@ -36,7 +36,7 @@ for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
 @click.option("--started-by", default="own", hidden=True)
 @click.option("--ready-fd", type=int, hidden=True)
 def serve(
-    pool: Path,
+    pool: str,
     names: tuple[str, ...],
     addresses: tuple[str, ...],
     read_only: bool,
@@ -69,7 +69,7 @@ def serve(
 
 
 def _serve(
-    path: Path, listeners: Sequence[ListenAsked], group: str | None, started_by: str, ready_fd: int | None
+    place: str, listeners: Sequence[ListenAsked], group: str | None, started_by: str, ready_fd: int | None
 ) -> None:
     from replicator.cli.points_served import serve_points, wants_points
     from replicator.exporter.journal import notify_systemd
@@ -87,9 +87,10 @@ def _serve(
         if started_by == "own":
             notify_systemd("READY=1")  # a unit of its own; what an agent started is no affair of systemd's
 
-    if wants_points(path, listeners):
-        serve_points(path, listeners, ready, started_by, group)
+    if wants_points(place, listeners):
+        serve_points(place, listeners, ready, started_by, group)
         return
+    path = Path(place)
     try:
         serve_pool(path, ExporterSettings(tuple(listeners), started_by, group), ready)
     except OwnedElsewhereError:

@@ -5,11 +5,16 @@ Each method is one call of the operating system, with its errors (OSError) as th
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 from replicator._buffer import Buffer
+
+_SYNC_FILE_RANGE_WRITE = 2  # start what isn't being written yet, and wait for nothing
 
 
 class Files(Protocol):
@@ -20,6 +25,9 @@ class Files(Protocol):
     def writev(self, descriptor: int, parts: list[Buffer]) -> int: ...
 
     def pread(self, descriptor: int, length_bytes: int, offset_bytes: int) -> bytes: ...
+
+    def start_writeback(self, descriptor: int, offset_bytes: int, length_bytes: int) -> None:
+        """Let the disk begin with what was written there; promises nothing, and never fails."""
 
     def fsync(self, descriptor: int) -> None: ...
 
@@ -55,6 +63,10 @@ class OsFiles:
     def pread(self, descriptor: int, length_bytes: int, offset_bytes: int) -> bytes:
         return os.pread(descriptor, length_bytes, offset_bytes)
 
+    def start_writeback(self, descriptor: int, offset_bytes: int, length_bytes: int) -> None:
+        if call := _sync_file_range():
+            call(descriptor, offset_bytes, length_bytes, _SYNC_FILE_RANGE_WRITE)
+
     def fsync(self, descriptor: int) -> None:
         os.fsync(descriptor)
 
@@ -84,3 +96,14 @@ class OsFiles:
 
     def token(self) -> str:
         return os.urandom(8).hex()
+
+
+@functools.cache
+def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
+    """The system's call, which Python hasn't; None where the C library lacks it."""
+    call = getattr(ctypes.CDLL(None), "sync_file_range", None)
+    if call is None:
+        return None
+    call.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+    found: Callable[[int, int, int, int], int] = call
+    return found

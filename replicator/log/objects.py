@@ -1,4 +1,4 @@
-"""The seam to what holds objects: a directory here, S3 and SSH later.
+"""The seam to what holds objects: a directory, a bucket (s3), a directory behind ssh (stdio_client).
 
 Contract (tests/contracts/test_log.py runs on every store):
 
@@ -39,6 +39,10 @@ class ObjectStore(Protocol):
     @property
     def name(self) -> str:
         """How messages name it."""
+
+    @property
+    def poll_s(self) -> float:
+        """How long a follower waits between two looks for the next object."""
 
     def create(self, name: str) -> ObjectSink:
         """A sink for the object `name`."""

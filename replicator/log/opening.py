@@ -1,17 +1,21 @@
 """Opening the log that a URL names.
 
-Asked by every command and daemon that takes LOG. Today a log is a directory; S3, SSH and Kafka have their schemes
-reserved, so that a path is never mistaken for one.
+Asked by every command and daemon that takes LOG.
 
-    /srv/log, ./log, log      a directory
-    file:///srv/log           the same
+    /srv/log, ./log, log                        a directory
+    file:///srv/log                             the same
+    ssh://[USER@]HOST[:PORT]/PATH               a directory on another host
+    s3://BUCKET/PREFIX?endpoint=…&region=…      an object store (also gs:// and az://)
+    kafka://HOST:PORT[,HOST:PORT…]/PREFIX?…     topics of a broker
 
-Failures: UsageError (no such kind of log), NotFoundError (not a log), ConflictError (creating over other things).
+The kinds that lie elsewhere, and who opens them, stand in `schemes`.
+
+Failures: UsageError (no such kind of log), NotFoundError (not a log), ConflictError (creating over other things),
+UnavailableError (a log elsewhere can't be reached now).
 """
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -19,14 +23,16 @@ from replicator.errors import ConflictError, NotFoundError, UsageError
 from replicator.log import names
 from replicator.log.interface import Log
 from replicator.log.object_log import directory_log
+from replicator.log.schemes import OPENERS, is_elsewhere, opener, split_scheme
 
-_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.ASCII | re.DOTALL)
-_LATER = ("s3", "ssh", "kafka")
-_SUPPORTED = "a log is a directory for now: write its path, or file:///PATH"
+_SUPPORTED = "a log is a directory, ssh://HOST/PATH, s3://BUCKET/PREFIX or kafka://HOST:PORT/PREFIX"
 
 
 def open_log(url: str, *, create: bool = False) -> Log:
     """The log that `url` names; `create` makes it, with its folder, where nothing is."""
+    parts = split_scheme(url)
+    if parts is not None and parts[0] in OPENERS:
+        return opener(parts[0])(_checked(url), create)
     path = log_folder(url)
     if path.exists() and not path.is_dir():
         raise NotFoundError(f"{url} is not a log: it is a file", mend=_SUPPORTED)
@@ -40,16 +46,20 @@ def open_log(url: str, *, create: bool = False) -> Log:
         ) from None
 
 
-def log_folder(url: str) -> Path:
-    """The directory that `url` names; UsageError for what is none, or not yet."""
+def _checked(url: str) -> str:
     if not url or "\0" in url:
         raise UsageError(f"{url!r} names no log", mend=_SUPPORTED)
-    match = _SCHEME.fullmatch(url)
-    if match is None:
+    return url
+
+
+def log_folder(url: str) -> Path:
+    """The directory that `url` names; UsageError for what is none."""
+    parts = split_scheme(_checked(url))
+    if parts is None:
         return Path(url)
-    scheme, rest = match.groups()
-    if scheme in _LATER:
-        raise UsageError(f"{url}: logs on {scheme} can't be opened by this version yet", mend=_SUPPORTED)
+    scheme, rest = parts
+    if scheme in OPENERS:
+        raise UsageError(f"{url} is no directory", mend="name a directory")
     if scheme != "file" or not rest.startswith("/"):
         raise UsageError(f"{url!r} names no kind of log", mend=_SUPPORTED)
     return Path(unquote(rest))
@@ -57,9 +67,14 @@ def log_folder(url: str) -> Path:
 
 def log_url(url: str) -> str:
     """`url` so that it is found from any folder: what a daemon remembers in its pool's catalogue."""
-    return str(log_folder(url).absolute())
+    return url if is_elsewhere(_checked(url)) else str(log_folder(url).absolute())
+
+
+def log_places(url: str) -> tuple[Path, ...]:
+    """Where on this machine the log's own files lie: what nothing else may be written over."""
+    return () if is_elsewhere(url) else (log_folder(url),)
 
 
 def is_log(path: str) -> bool:
     """Whether `path` names a log: by its scheme, or by the marker in the directory."""
-    return bool(_SCHEME.fullmatch(path)) or (Path(path) / names.MARKER).is_file()
+    return split_scheme(path) is not None or (Path(path) / names.MARKER).is_file()

@@ -104,10 +104,12 @@ class SegmentStream:
     def load(self, first: int) -> Segment | None:
         """The segment that begins with `first`, every byte checked; None if it isn't there."""
         key = self.key_of(first)
-        size = self.store.size(self.name_of(first))
-        if size is not None and size > SEGMENT_BYTES_MAX:
-            raise key.wrong(f"at most {SEGMENT_BYTES_MAX} bytes", f"{size} bytes")
-        data = self.store.get(self.name_of(first), SEGMENT_BYTES_MAX)
+        try:
+            data = self.store.get(self.name_of(first), SEGMENT_BYTES_MAX)
+        except FormatError as error:
+            if error.expected != f"at most {SEGMENT_BYTES_MAX} bytes":  # what the store itself didn't understand
+                raise
+            raise key.wrong(error.expected, error.found) from None
         return None if data is None else open_segment(data, key)
 
     def footer(self, first: int) -> Footer | None:

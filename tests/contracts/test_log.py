@@ -5,9 +5,10 @@ A new log adds itself to LOGS: a name, and how to open it twice on one place (an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -21,7 +22,10 @@ from replicator.events.values import Link
 from replicator.log.errors import LogGapError, LostEndError, TrimmedError
 from replicator.log.interface import AppendConflict, Appended, Log, Registration, StreamWriter, VolumeEntry
 from replicator.log.object_log import ObjectLog, directory_log
+from replicator.log.opening import open_log
+from tests.support import judges, kafka_broker
 from tests.support.event_streams import OTHER_VOLUME, SIZE_BYTES, VOLUME, Script
+from tests.support.far_logs import FarServers
 from tests.support.manual_waiter import ManualWaiter
 from tests.support.memory_objects import MemoryStore
 
@@ -37,12 +41,32 @@ def memory(tmp_path: Path) -> Opener:
     return lambda: ObjectLog(store, create=True)
 
 
-LOGS: dict[str, Callable[[Path], Opener]] = {"directory": directory, "memory": memory}
+def kafka(_: Path) -> Opener:
+    judges.require("kafka")
+    url = kafka_broker.shared().url(f"contract-{uuid4().hex}")
+    return lambda: open_log(url, create=True)
 
 
-@pytest.fixture(params=sorted(LOGS))
-def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
-    return LOGS[request.param](tmp_path)
+def s3(_: Path, servers: FarServers) -> Opener:
+    url = servers.s3_url(f"contract/{uuid4().hex}")
+    return lambda: open_log(url, create=True)
+
+
+def ssh(tmp_path: Path, servers: FarServers) -> Opener:
+    url = servers.ssh_url(tmp_path / "log")
+    return lambda: open_log(url, create=True)
+
+
+LOGS: dict[str, Callable[[Path], Opener]] = {"directory": directory, "kafka": kafka, "memory": memory}
+FAR: dict[str, Callable[[Path, FarServers], Opener]] = {"s3": s3, "ssh": ssh}
+
+
+@pytest.fixture(params=sorted([*LOGS, *FAR]))
+def opener(request: pytest.FixtureRequest, tmp_path: Path, far_servers: FarServers) -> Iterator[Opener]:
+    kind = request.param
+    open_again = FAR[kind](tmp_path, far_servers) if kind in FAR else LOGS[kind](tmp_path)
+    with ExitStack() as opened:
+        yield lambda: opened.enter_context(closing(open_again()))
 
 
 @pytest.fixture

@@ -3,36 +3,56 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
 from replicator.events.chunks import ChunksDiscarded, ChunksWritten, ChunksZeroed
 from replicator.events.frames import Decompressor
 from replicator.log.errors import TrimmedError
+from replicator.log.interface import Log
 from replicator.log.object_log import ObjectLog, directory_log
+from replicator.log.opening import open_log
 from replicator.log.parts import EventParts, IndexedReader, indexed
+from tests.support import judges, kafka_broker
 from tests.support.event_streams import VOLUME
+from tests.support.far_logs import FarServers
 from tests.support.memory_objects import MemoryStore
 from tests.support.volume_histories import History
 
 DATA = (ChunksDiscarded, ChunksZeroed, ChunksWritten)
 
 
-@pytest.fixture(params=["directory", "memory", "directory from events", "memory from events"])
-def reader(request: pytest.FixtureRequest, tmp_path: Path) -> IndexedReader:
-    place, _, how = request.param.partition(" ")
+def opened(place: str, tmp_path: Path, servers: FarServers) -> Log:
     if place == "directory":
-        log = directory_log(tmp_path / "log", create=True)
-    else:
-        log = ObjectLog(MemoryStore(), create=True)
+        return directory_log(tmp_path / "log", create=True)
+    if place == "memory":
+        return ObjectLog(MemoryStore(), create=True)
+    if place == "s3":
+        return open_log(servers.s3_url(f"parts/{uuid4().hex}"), create=True)
+    if place == "ssh":
+        return open_log(servers.ssh_url(tmp_path / "log"), create=True)
+    judges.require("kafka")
+    return open_log(kafka_broker.shared().url(f"parts-{uuid4().hex}"), create=True)
+
+
+PLACES = ["directory", "memory", "s3", "ssh", "directory from events", "memory from events", "kafka from events"]
+
+
+@pytest.fixture(params=PLACES)
+def reader(request: pytest.FixtureRequest, tmp_path: Path, far_servers: FarServers) -> Iterator[IndexedReader]:
+    place, _, how = request.param.partition(" ")
+    log = opened(place, tmp_path, far_servers)
     history = History(log, random.Random(3), 5 * 65536 + 512)
     for i in range(6):
         history.transaction(resize=i == 3, abort_first=i == 2)
     history.close()
     found = log.reader(VOLUME, 1)
-    return EventParts(found) if how else indexed(found)
+    yield EventParts(found) if how else indexed(found)
+    log.close()
 
 
 def test_parts_cover_the_stream(reader: IndexedReader) -> None:

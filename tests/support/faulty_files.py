@@ -112,6 +112,9 @@ class FaultyFiles:
         assert isinstance(data, bytes)
         return data
 
+    def start_writeback(self, descriptor: int, offset_bytes: int, length_bytes: int) -> None:
+        self._call(lambda: self._real.start_writeback(descriptor, offset_bytes, length_bytes))
+
     def fsync(self, descriptor: int) -> None:
         def do() -> None:
             path = self._open[descriptor]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.support import libnbd_programs
+from tests.support import go_programs, kafka_broker, kafka_jars, libnbd_programs
 from tests.support.debian import DebianError, Release, machine_release
 
 JUDGES = Path(__file__).resolve().parents[2] / ".cache" / "judges"
@@ -44,6 +45,7 @@ class Group:
     """Packages that are unpacked into one folder; `release` None is this machine's own, with all dependencies.
 
     `source`: a source package besides, which `build` (source folder, group's folder) makes programs of.
+    `module`: instead of packages a program in Go, PATH@VERSION, built by the machine's own Go into usr/bin.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Group:
     packages: tuple[str, ...]
     source: str = ""
     build: Callable[[Path, Path], None] | None = None
+    module: str = ""
 
 
 GROUPS = (
@@ -58,14 +61,17 @@ GROUPS = (
     Group("thin-rust", "trixie", ("thin-provisioning-tools",)),  # 1.1.0
     Group("nbd", None, NBD_PACKAGES),
     Group("kernel", None, KERNEL_PACKAGES),
+    Group("lvm", None, ("lvm2",)),
     Group("libnbd-programs", None, ("libnbd-dev",), libnbd_programs.SOURCE, libnbd_programs.build),
+    Group("ssh", None, ("openssh-server", "openssh-client", "libnss-wrapper")),
+    Group("versitygw", None, (), module="github.com/versity/versitygw/cmd/versitygw@v1.8.0"),
 )
 
 
 def wanted_text(group: Group) -> str:
     """What a group's stamp file must say for it to be left alone."""
     built = f" {group.source}: {libnbd_programs.recipe()}" if group.source else ""
-    return f"{group.release or 'own'}: {' '.join(group.packages)}{built}\n"
+    return f"{group.release or 'own'}: {group.module or ' '.join(group.packages)}{built}\n"
 
 
 def is_fetched(group: Group) -> bool:
@@ -76,6 +82,12 @@ def is_fetched(group: Group) -> bool:
 
 def fetch(group: Group, updated: dict[str, Release]) -> None:
     """Unpack one group; `updated` holds the releases whose lists are fresh already."""
+    if group.module:
+        beside = JUDGES / f"{group.name}.new"
+        shutil.rmtree(beside, ignore_errors=True)
+        go_programs.install(group.module, beside / "usr/bin")
+        settle(group, beside)
+        return
     name = group.release or machine_release()
     if name not in updated:
         release = Release(name, JUDGES / "apt" / name)
@@ -83,7 +95,7 @@ def fetch(group: Group, updated: dict[str, Release]) -> None:
         updated[name] = release
     release = updated[name]
     packages = group.packages if group.release else release.missing(group.packages)
-    beside, final = JUDGES / f"{group.name}.new", JUDGES / group.name
+    beside = JUDGES / f"{group.name}.new"
     shutil.rmtree(beside, ignore_errors=True)
     release.unpack(packages, beside)
     if group.build is not None:
@@ -92,6 +104,12 @@ def fetch(group: Group, updated: dict[str, Release]) -> None:
         release.unpack_source(group.source, source)
         group.build(source, beside)
         shutil.rmtree(source)
+    settle(group, beside)
+
+
+def settle(group: Group, beside: Path) -> None:
+    """Give what was fetched its place, and say what it is."""
+    final = JUDGES / group.name
     shutil.rmtree(final, ignore_errors=True)
     beside.rename(final)
     (JUDGES / f"{group.name}.packages").write_text(wanted_text(group))
@@ -105,7 +123,7 @@ def fetch_all() -> list[str]:
         if is_fetched(group):
             continue
         began = time.monotonic()
-        print(f"judges: getting {group.name} ({', '.join(group.packages)})", flush=True)
+        print(f"judges: getting {group.name} ({group.module or ', '.join(group.packages)})", flush=True)
         try:
             fetch(group, updated)
         except (DebianError, OSError) as reason:
@@ -113,6 +131,13 @@ def fetch_all() -> list[str]:
         else:
             print(f"judges: {group.name} in {time.monotonic() - began:.1f} s", flush=True)
     shutil.rmtree(JUDGES / "apt", ignore_errors=True)
+    if not kafka_jars.is_fetched(JUDGES):
+        print(f"judges: getting kafka ({kafka_jars.KAFKA_VERSION}, by Maven)", flush=True)
+        try:
+            kafka_jars.fetch(JUDGES)
+            kafka_broker.make_archive()
+        except (kafka_jars.MavenError, AssertionError, OSError, subprocess.SubprocessError) as reason:
+            failures.append(f"kafka: {reason}")
     return failures
 
 

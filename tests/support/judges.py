@@ -10,6 +10,10 @@ the library path that its unpacked packages need.
     libnbd      libnbd's Python module
     libnbd-programs  libnbd's C programs (tests.support.libnbd_programs)
     kernel      user-mode-linux with its modules (tests.support.kernel)
+    lvm         LVM's commands, for use in the kernel's guest (tests.support.lvm)
+    ssh         OpenSSH's sshd and ssh (tests.support.sshd)
+    versitygw   an S3 server on a directory, with conditional PUT (tests.support.s3_server)
+    kafka       Apache Kafka's jars, and Java (tests.support.kafka_broker)
 
 Invariants
   J1  With CI=true a missing judge fails the test that needs it; otherwise it is skipped, with the reason.
@@ -36,13 +40,16 @@ from typing import Literal
 
 import pytest
 
+from tests.support import kafka_jars
 from tests.support.libnbd_programs import PROGRAMS
 
 ROOT = Path(__file__).resolve().parents[2]
 JUDGES = ROOT / ".cache" / "judges"
 BIN_FOLDERS = ("usr/bin", "usr/sbin", "bin", "sbin")
 Engine = Literal["cpp", "rust"]
-Judge = Literal["thin-cpp", "thin-rust", "nbd", "libnbd", "libnbd-programs", "kernel"]
+Judge = Literal[
+    "thin-cpp", "thin-rust", "nbd", "libnbd", "libnbd-programs", "kernel", "lvm", "ssh", "versitygw", "kafka"
+]
 ENGINES: tuple[Engine, ...] = ("cpp", "rust")
 NBD_TOOLS = (
     "nbdinfo",
@@ -228,6 +235,12 @@ def _need_kernel() -> None:
         raise JudgeMissingError("user-mode-linux isn't here: run `make judges`")
 
 
+def _need_kafka() -> None:
+    if not kafka_jars.is_fetched(JUDGES):
+        raise JudgeMissingError("Kafka isn't here: run `make judges`, with mvn and java")
+    find_tool("kafka", "java")
+
+
 NEEDS: dict[Judge, Callable[[], object]] = {
     "thin-cpp": lambda: thin_tool("cpp", "thin_check"),
     "thin-rust": lambda: thin_tool("rust", "thin_check"),
@@ -235,6 +248,10 @@ NEEDS: dict[Judge, Callable[[], object]] = {
     "libnbd": libnbd_module,
     "libnbd-programs": _need_libnbd_programs,
     "kernel": _need_kernel,
+    "lvm": lambda: find_tool("lvm", "lvm"),
+    "ssh": lambda: [find_tool("ssh", name) for name in ("sshd", "ssh", "ssh-keygen")],
+    "versitygw": lambda: find_tool("versitygw", "versitygw"),
+    "kafka": _need_kafka,
 }
 
 

@@ -9,6 +9,8 @@ from replicator.errors import FormatError
 class MemoryStore:
     """An ObjectStore in a dict; `pending` are the sinks' strays."""
 
+    poll_s = 0.05
+
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
 

@@ -155,10 +155,10 @@ def test_what_is_not_there(ground: Ground, command: Command, arguments: list[str
 def test_sources_that_are_none(ground: Ground, command: Command) -> None:
     to = ground.folder / "out.img"
     (ground.folder / "empty").mkdir()
-    for source, code in ((ground.folder / "empty", 5), (ground.folder / "nowhere", 5), ("s3://bucket/x", 2)):
+    for source, code in ((ground.folder / "empty", 5), (ground.folder / "nowhere", 5), ("ftp://bucket/x", 2)):
         command("restore", source, f"{NAME}@1", "--to", to, code=code)
-    ran = command("log", "list", "kafka://h:1/p", "--json", code=2)
-    assert "kafka" in ran.error["message"] and "directory" in ran.error["mend"]
+    ran = command("log", "list", "gopher://h:1/p", "--json", code=2)
+    assert "gopher" in ran.error["message"] and "directory" in ran.error["mend"]
     command("log", "list", f"file://{ground.log}")
     command("log", "list", ground.pool, code=5)
 

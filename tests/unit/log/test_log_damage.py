@@ -10,12 +10,13 @@ import pytest
 from replicator.errors import ConflictError, FormatError, NotFoundError
 from replicator.events.frames import chunk_hash
 from replicator.log import names
-from replicator.log.errors import LogGapError, SegmentError
+from replicator.log.errors import LogGapError, LostEndError, SegmentError
 from replicator.log.index import DISCARDED, ZEROED
 from replicator.log.interface import Appended
 from replicator.log.object_log import ObjectLog, directory_log
 from replicator.log.records import decode_entry, encode_marker, require_marker
 from replicator.log.segment import SEGMENT_BYTES_MAX, SegmentKey, open_segment
+from tests.support.chunk_places import cleared, find, index_at, pages_at
 from tests.support.event_streams import OTHER_VOLUME, VOLUME, Script, chunk_of
 from tests.support.memory_objects import MemoryStore
 
@@ -131,35 +132,32 @@ def test_a_damaged_beacon_says_nothing_to_a_reader(store: MemoryStore) -> None:
 
 def test_the_index_finds_each_chunk_by_ranged_reads(store: MemoryStore) -> None:
     reader = ObjectLog(store).reader(VOLUME, 1)
-    found = reader.index_at(5)
-    assert found is not None
-    first, index = found
+    first, index = index_at(reader, 5)
     assert first == 3 and index.chunks.tolist() == [1, 2, 7]
     for chunk in (1, 2, 7):
-        place = index.find(chunk)
+        place = find(index, chunk)
         assert place is not None and place.event == 3 and place.mask == 0xFFFF
-        assert bytes(reader.pages_at(first, place)) == chunk_of(chunk)
+        assert pages_at(reader, first, place) == chunk_of(chunk)
         assert place.digest == chunk_hash(chunk_of(chunk))
-    assert index.find(0) is None and index.find(8) is None and index.find(1 << 40) is None
-    assert [index.cleared(chunk) for chunk in (899, 900, 920, 929, 930, 950)] == [0, DISCARDED, ZEROED, ZEROED, 0, 1]
-    assert reader.index_at(99) is None
+    assert [find(index, chunk) for chunk in (0, 8, 1 << 40)] == [None] * 3
+    assert [cleared(index, chunk) for chunk in (899, 900, 920, 929, 930, 950)] == [0, DISCARDED, ZEROED, ZEROED, 0, 1]
+    with pytest.raises(LostEndError):
+        index_at(reader, 99)
 
 
 def test_a_frame_read_alone_is_checked(store: MemoryStore) -> None:
     reader = ObjectLog(store).reader(VOLUME, 1)
-    found = reader.index_at(3)
-    assert found is not None
-    first, index = found
-    place = index.find(2)
+    first, index = index_at(reader, 3)
+    place = find(index, 2)
     assert place is not None
     whole = bytearray(store.objects[name_of(3)])
     whole[place.offset_bytes + 2] ^= 1
     store.objects[name_of(3)] = bytes(whole)
     with pytest.raises(FormatError, match="crc32c"):
-        reader.pages_at(first, place)
+        pages_at(reader, first, place)
     store.objects[name_of(3)] = bytes(whole[: place.offset_bytes + 1])
     with pytest.raises(SegmentError):
-        reader.pages_at(first, place)
+        pages_at(reader, first, place)
 
 
 def test_a_directory_that_is_no_log_is_refused(tmp_path: Path) -> None:

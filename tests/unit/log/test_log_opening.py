@@ -26,14 +26,6 @@ def test_escapes_of_a_file_url(tmp_path: Path) -> None:
     assert log_folder(f"file://{tmp_path}/a%20b") == tmp_path / "a b"
 
 
-@pytest.mark.parametrize("scheme", ["s3", "ssh", "kafka"])
-def test_logs_that_come_later(scheme: str) -> None:
-    with pytest.raises(UsageError, match=scheme) as caught:
-        open_log(f"{scheme}://host/path")
-    assert caught.value.mend and "directory" in caught.value.mend
-    assert is_log(f"{scheme}://host/path")
-
-
 @pytest.mark.parametrize("url", ["", "ftp://host/x", "file://relative", "a\0b"])
 def test_what_names_no_log(url: str) -> None:
     with pytest.raises(UsageError, match="names no"):

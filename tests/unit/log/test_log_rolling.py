@@ -20,6 +20,7 @@ from replicator.log.interface import Appended
 from replicator.log.object_log import ObjectLog
 from replicator.log.segment import ROLL_BYTES, ROLL_CHUNKS, SEGMENT_BYTES_MAX
 from replicator.units import CHUNK_BYTES, MIB
+from tests.support.chunk_places import index_at
 from tests.support.event_streams import VOLUME, Script, chunk_of, written
 from tests.support.faulty_files import Fault, FaultyFiles
 from tests.support.memory_objects import MemoryStore
@@ -108,8 +109,7 @@ def test_a_segment_rolls_when_its_index_is_full() -> None:
         script.put(type(one)(indices=indices, **body_tables))  # type: ignore[arg-type]  # a table of parts
     publish(store, script.commit())
     assert ROLL_CHUNKS == 1 << 18
-    found = ObjectLog(store).reader(VOLUME, 1).index_at(4)
-    assert found is not None and len(found[1].chunks) == 16384
+    assert len(index_at(ObjectLog(store).reader(VOLUME, 1), 4)[1].chunks) == 16384
 
 
 def test_of_racing_writers_exactly_one_gets_a_name(tmp_path: Path) -> None:

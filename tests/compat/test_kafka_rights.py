@@ -1,0 +1,134 @@
+"""The rights of deploy/kafka/acls.sh on a real broker: each user can do its work, and nothing that would hurt."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from replicator.errors import UnavailableError
+from replicator.events.beacon import Beacon
+from replicator.log.interface import Appended, Registration
+from replicator.log.kafka import Client
+from replicator.log.kafka_address import parse_kafka_url
+from replicator.log.kafka_errors import DeniedError
+from replicator.log.kafka_log import KafkaLog
+from replicator.log.kafka_names import stream_topic
+from replicator.log.kafka_opening import open_kafka
+from tests.support import judges
+from tests.support.event_streams import VOLUME, Script
+from tests.support.kafka_broker import PASSWORD, Broker, shared
+
+ACLS = Path(__file__).resolve().parents[2] / "deploy" / "kafka" / "acls.sh"
+OpenAs = Callable[[str], KafkaLog]
+
+
+def grant(broker: Broker, prefix: str) -> None:
+    """What acls.sh says, without Kafka's shell scripts."""
+    from kafka.admin import (  # type: ignore[import-untyped]  # kafka-python has no types
+        ACL,
+        ACLOperation,
+        ACLPermissionType,
+        ACLResourcePatternType,
+        ResourcePattern,
+        ResourceType,
+    )
+
+    rules = []
+    for line in re.findall(r"^acl (.*)$", ACLS.read_text(), re.MULTILINE):
+        words = shlex.split(line.replace("$prefix", prefix))
+        given = list(zip(words[::2], words[1::2], strict=True))
+        options = dict(given)
+        allowed = "--allow-principal" in options
+        kind, name = (
+            ("TOPIC", options["--topic"])
+            if "--topic" in options
+            else ("TRANSACTIONAL_ID", options["--transactional-id"])
+        )
+        pattern = ResourcePattern(
+            ResourceType[kind], name, ACLResourcePatternType[options.get("--resource-pattern-type", "literal").upper()]
+        )
+        for operation in (value for option, value in given if option == "--operation"):
+            named = ACLOperation[re.sub(r"(?<=[a-z])(?=[A-Z])", "_", operation).upper()]
+            permission = ACLPermissionType.ALLOW if allowed else ACLPermissionType.DENY
+            principal = options["--allow-principal" if allowed else "--deny-principal"]
+            rules.append(
+                ACL(
+                    principal=principal, host="*", operation=named, permission_type=permission, resource_pattern=pattern
+                )
+            )
+    with contextlib.closing(Client(parse_kafka_url(broker.url("x")))) as client, client._asked("rights") as admin:
+        admin.create_acls(rules)
+
+
+@pytest.fixture
+def open_as(tmp_path: Path) -> Iterator[OpenAs]:
+    """A log, opened as one of the users."""
+    judges.require("kafka")
+    broker, prefix = shared(), f"rights-{os.getpid()}"
+    grant(broker, prefix)
+    password = tmp_path / "password"
+    password.touch(mode=0o600)
+    password.write_text(PASSWORD)
+    options = f"ca={broker.folder}/tls/ca-cert.pem&sasl=plain&password-file={password}&timeout=5s&keep=0s&replicas=1"
+    with contextlib.ExitStack() as opened:
+        yield lambda user: opened.enter_context(
+            contextlib.closing(
+                open_kafka(f"kafka://{broker.secure_address}/{prefix}?user={user}&{options}", user == "agent")
+            )
+        )
+
+
+def test_each_user_can_do_its_work_and_no_other(open_as: OpenAs) -> None:
+    log = open_as("agent")
+    script = Script().create().transaction(1).transaction(2)
+    with log.writer(VOLUME, 1) as writer:
+        assert isinstance(writer.append(writer.state.link, script.take()), Appended)
+    log.write_beacon(Beacon.of(script.state, 1, 2))
+    assert len(log.volumes()) == 1 and log.registrations(VOLUME) == []
+    mine = Registration(VOLUME, UUID(int=7), "site-b", 1, 2, script.state.sequence, 3)
+    follower = open_as("receiver")
+    assert len(list(follower.reader(VOLUME, 1).read(1))) == script.state.sequence
+    follower.register(mine)
+    assert log.registrations(VOLUME) == [mine]
+
+    forbidden: dict[str, Callable[[], object]] = {
+        "an agent can't trim": lambda: log.trim(VOLUME, 1, script.state.sequence),
+        "an agent can't speak for a receiver": lambda: log.register(mine),
+        "an agent can't strike a receiver off": lambda: log.forget(VOLUME, mine.receiver),
+        "a receiver can't trim": lambda: follower.trim(VOLUME, 1, script.state.sequence),
+        "a receiver can't write beacons": lambda: follower.write_beacon(Beacon.of(script.state, 1, 2)),
+        "a receiver can't claim a timeline": lambda: follower.claim_timeline(VOLUME, 2, "beta"),
+        "a receiver can't publish": lambda: _append_as(follower, script),
+    }
+    for what, act in forbidden.items():
+        with pytest.raises(UnavailableError) as caught:
+            act()
+        assert isinstance(caught.value, DeniedError) and caught.value.mend, f"{what}: {caught.value!r}"
+    assert log.reader(VOLUME, 1).tail() == script.state
+    assert open_as("keeper").trim(VOLUME, 1, script.state.sequence) > 1
+
+
+def _append_as(log: KafkaLog, script: Script) -> object:
+    with log.writer(VOLUME, 1) as writer:
+        return writer.append(writer.state.link, Script(script.state).open().take())
+
+
+def test_a_topic_that_would_lose_events_is_refused(open_as: OpenAs) -> None:
+    judges.require("kafka")
+    url = shared().url(f"lossy-{os.getpid()}")
+    with contextlib.closing(open_kafka(url, True)) as log:
+        topic = stream_topic(parse_kafka_url(url).prefix, VOLUME, 1)
+        assert log._client.create_topic(topic, {"retention.ms": "604800000"})
+        with (
+            log.writer(VOLUME, 1) as writer,
+            pytest.raises(UnavailableError, match="isn't set to keep events") as caught,
+        ):
+            writer.append(writer.state.link, Script().create().take())
+        assert caught.value.mend and "retention.ms=-1" in caught.value.mend and topic in caught.value.mend

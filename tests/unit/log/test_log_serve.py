@@ -1,0 +1,139 @@
+"""The server of an SSH log: what an append-only key may, what its folder is, and what the command refuses."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from replicator.errors import ConflictError, FormatError, NotFoundError, ReplicatorError, UsageError
+from replicator.events.beacon import Beacon
+from replicator.log import names
+from replicator.log.interface import Appended
+from replicator.log.object_log import ObjectLog, directory_log
+from replicator.log.segment import SEGMENT_BYTES_MAX
+from replicator.log.stdio_client import RemoteStore
+from replicator.log.stdio_connection import Connection
+from replicator.log.stdio_protocol import DATA_BYTES
+from tests.support.command_line import runner
+from tests.support.event_streams import VOLUME, Script
+from tests.support.loopback_store import LoopbackChannel, loopback_store
+
+SEGMENT = names.segment_name(VOLUME, 1, 1)
+
+
+def published(store: RemoteStore, transactions: int = 2) -> Script:
+    """A stream over `store`, with its beacon."""
+    log = ObjectLog(store, create=True)
+    script = Script().create()
+    for i in range(transactions):
+        script.transaction(i, i + 1)
+    with log.writer(VOLUME, 1) as writer:
+        assert isinstance(writer.append(writer.state.link, script.events), Appended)
+    log.write_beacon(Beacon.of(script.state, 5, 10))
+    log.write_beacon(Beacon.of(script.state, 6, 11))
+    return script
+
+
+def test_an_append_only_key_publishes_and_reads(tmp_path: Path) -> None:
+    with closing(loopback_store(tmp_path / "log", append_only=True)) as store:
+        script = published(store)
+        log = ObjectLog(store)
+        assert list(log.reader(VOLUME, 1).read(1)) == script.events
+        assert log.claim_timeline(VOLUME, 2, "beta") and not log.claim_timeline(VOLUME, 2, "gamma")
+        assert store.connected().append_only and store.connected().path == str(tmp_path / "log")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda store: store.delete(SEGMENT),
+        lambda store: store.put(SEGMENT, b"another history"),
+        lambda store: store.put(names.start_name(VOLUME, 1), b"x"),
+        lambda store: store.put(names.MARKER, b"x"),
+        lambda store: store.put(names.claim_name(VOLUME, 1), b"x"),
+        lambda store: store.delete(names.beacon_name(VOLUME)),
+        lambda store: store.drop_folder(names.folder_name(VOLUME, 1, 0)),
+        lambda store: ObjectLog(store).trim(VOLUME, 1, 1 << 40),
+    ],
+)
+def test_an_append_only_key_erases_nothing(tmp_path: Path, wrong: object) -> None:
+    with closing(loopback_store(tmp_path / "log", append_only=True)) as store:
+        script = published(store)
+        assert callable(wrong)
+        with pytest.raises(ConflictError, match="may only append") as caught:
+            wrong(store)
+        assert caught.value.mend and "--append-only" in caught.value.mend
+        assert list(ObjectLog(store).reader(VOLUME, 1).read(1)) == script.events, "and the connection goes on"
+    assert list(directory_log(tmp_path / "log").reader(VOLUME, 1).read(1)) == script.events
+
+
+def test_a_full_key_trims(tmp_path: Path) -> None:
+    with closing(loopback_store(tmp_path / "log")) as store:
+        script = published(store, 4)
+        assert ObjectLog(store).trim(VOLUME, 1, script.state.sequence) > 1
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "temporary/x", "a/../../x", "", "replicator-log/x"])
+def test_names_never_lead_out(tmp_path: Path, name: str) -> None:
+    with closing(loopback_store(tmp_path / "log")) as store:
+        for ask in (store.size, store.delete, lambda each: store.put(each, b"x"), lambda each: store.get(each, 10)):
+            with pytest.raises(FormatError, match="an object of a log"):
+                ask(name)
+        with pytest.raises(ReplicatorError):
+            sink = store.create(name)
+            sink.write([bytes(DATA_BYTES)])
+            sink.commit()
+    assert [each.name for each in tmp_path.rglob("*")] == ["log"]
+
+
+def test_large_objects_cross_whole_and_bounded(tmp_path: Path) -> None:
+    with closing(loopback_store(tmp_path / "log")) as store:
+        for size in (0, 1, DATA_BYTES - 1, DATA_BYTES, DATA_BYTES + 1, 3 * DATA_BYTES):
+            name = names.segment_name(VOLUME, 1, size + 1)
+            data = bytes(range(256)) * (size // 256) + bytes(size % 256)
+            sink = store.create(name)
+            sink.write([data[: size // 2], memoryview(data)[size // 2 :]])
+            assert sink.commit()
+            assert store.get(name, size) == data and store.size(name) == size
+            assert store.get_range(name, size // 2, 10) == data[size // 2 :][:10]
+            if size:
+                with pytest.raises(FormatError, match=f"at most {size - 1} bytes, found {size}"):
+                    store.get(name, size - 1)
+        sink = store.create(SEGMENT)
+        with pytest.raises(FormatError, match=f"at most {SEGMENT_BYTES_MAX}"):
+            for _ in range(SEGMENT_BYTES_MAX // DATA_BYTES + 2):
+                sink.write([bytes(DATA_BYTES)])
+            sink.commit()
+        assert store.size(SEGMENT) == 0, "the name of size 0 stands, and the one that was too long doesn't"
+    assert not list((tmp_path / "log" / "temporary").iterdir())
+
+
+def test_a_client_that_goes_leaves_nothing(tmp_path: Path) -> None:
+    store = loopback_store(tmp_path / "log")
+    sink = store.create(SEGMENT)
+    sink.write([bytes(3 * DATA_BYTES)])
+    store.size(SEGMENT)
+    assert len(list((tmp_path / "log" / "temporary").iterdir())) == 1
+    store.close()
+    assert not list((tmp_path / "log" / "temporary").iterdir())
+    with pytest.raises(ReplicatorError, match="has fallen"):
+        sink.commit()
+
+
+def test_the_folder_that_a_key_reaches(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="no log directory") as caught:
+        loopback_store(tmp_path / "log", create=False).connected()
+    assert caught.value.mend
+    with pytest.raises(NotFoundError, match="no log directory"):
+        loopback_store(tmp_path / "a" / "log").connected()
+    with pytest.raises(ConflictError, match="was asked for") as conflict:
+        Connection(LoopbackChannel(tmp_path / "log"), "x", str(tmp_path / "other"), create=True)
+    assert "forced command" in str(conflict.value.mend) and not (tmp_path / "log").exists()
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = runner(capsys)
+    assert "--stdio" in command("log", "serve", tmp_path, code=UsageError.exit_code).err
+    assert "--append-only" in command("log", "serve", "--help").out

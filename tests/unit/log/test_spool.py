@@ -1,0 +1,44 @@
+"""Spools: the same bytes in memory and in a file, one allowance for all of them, everything given back."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from replicator.log.spool import Allowance, Spool
+
+
+@pytest.mark.parametrize("limit", [0, 1000, 5000, 1 << 20])
+def test_what_was_written_is_there_wherever_it_lies(limit: int) -> None:
+    rng = random.Random(limit)
+    allowance = Allowance(limit)
+    spool = Spool(allowance)
+    sent = b""
+    for _ in range(20):
+        parts = [rng.randbytes(rng.randrange(0, 300)) for _ in range(3)]
+        spool.write([parts[0], bytearray(parts[1]), memoryview(parts[2])])
+        sent += b"".join(parts)
+    assert b"".join(bytes(part) for part in spool.whole()) == sent and spool.length_bytes == len(sent)
+    spool.close()
+    assert allowance.take(limit), "all of it was given back"
+
+
+def test_what_changes_later_was_copied() -> None:
+    spool, data = Spool(Allowance()), bytearray(b"before")
+    spool.write([data])
+    data[:] = b"after!"
+    assert b"".join(map(bytes, spool.whole())) == b"before"
+    spool.close()
+
+
+def test_spools_share_one_allowance() -> None:
+    allowance = Allowance(100)
+    spools = [Spool(allowance) for _ in range(4)]
+    for spool in spools:
+        spool.write([bytes(40)])
+    assert not allowance.take(21) and allowance.take(20), "two of four are in memory"
+    assert [len(spool.whole()[0]) for spool in spools] == [40] * 4
+    for spool in spools:
+        spool.close()
+    assert allowance.take(80) and not allowance.take(1)
