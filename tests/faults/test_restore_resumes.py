@@ -140,6 +140,9 @@ def test_a_state_that_cannot_be_read_is_none(source: Source, tmp_path: Path, rub
     with pytest.raises(CrashError):
         go(source, path, 8)
     state_path(path).write_bytes(rubbish)
+    with pytest.raises(ConflictError, match="move it away"):
+        go(source, path)  # nobody knows whose bytes these are
+    partial_path(path).unlink()
     assert go(source, path).resumed_at_bytes == 0
     assert path.read_bytes() == content(source)
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from replicator.events.bodies import TransactionAborted, VolumeRenamed
 from replicator.events.chain import ChainChecker, Verdict
-from replicator.events.chunks import ChunksDiscarded, pack_runs
+from replicator.events.chunks import ChunksDiscarded
 from replicator.events.codec import decode_event
 from replicator.events.frames import Compressor, Decompressor, chunk_hash, written_events
 from replicator.events.pages import apply_pages, changed_pages_many
@@ -19,6 +19,7 @@ from replicator.log.object_log import ObjectLog
 from replicator.units import CHUNK_BYTES, PAGE_BYTES
 from tests.support.event_streams import VOLUME, Script, written
 from tests.support.memory_objects import MemoryStore
+from tests.support.packed_runs import pack_runs
 
 CHUNKS = 12
 steps = st.lists(

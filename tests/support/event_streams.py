@@ -23,13 +23,14 @@ from replicator.events.bodies import (
     VolumeRenamed,
 )
 from replicator.events.chain import seal
-from replicator.events.chunks import ChunksDiscarded, ChunksWritten, ChunksZeroed, pack_runs
+from replicator.events.chunks import ChunksDiscarded, ChunksWritten, ChunksZeroed
 from replicator.events.codec import Event
 from replicator.events.frames import Compressor, written_events
 from replicator.events.pages import whole_masks
 from replicator.events.state import StreamState
 from replicator.events.values import Consistency, Counts, DeltaKind, StateName
 from replicator.units import CHUNK_BYTES, GIB
+from tests.support.packed_runs import pack_runs
 
 VOLUME = UUID("6f1c0000-0000-4000-8000-00000000cafe")
 OTHER_VOLUME = UUID("6f1c0000-0000-4000-8000-00000000beef")

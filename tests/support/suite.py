@@ -34,7 +34,7 @@ FOLDERS = (
     Folder("contracts", 60, parallel=True),
     Folder("golden", 20, parallel=True),
     Folder("fuzz", 60, parallel=True),
-    Folder("faults", 180, parallel=True),
+    Folder("faults", 480, parallel=True),
     Folder("simulation", 180, parallel=True),
     Folder("compat", 300, parallel=False),
 )

@@ -23,13 +23,14 @@ from replicator.events.bodies import (
     TransactionCommitted,
     VolumeCreated,
 )
-from replicator.events.chunks import ChunksDiscarded, ChunksZeroed, pack_runs
+from replicator.events.chunks import ChunksDiscarded, ChunksZeroed
 from replicator.events.frames import Compressor, written_events
 from replicator.events.state import StreamState
 from replicator.events.values import Consistency, DeltaKind, StateName, chunk_count_of
 from replicator.log.interface import Appended, Log, StreamWriter
 from replicator.units import CHUNK_BYTES, PAGE_BYTES, SECTOR_BYTES
 from tests.support.event_streams import VOLUME, Script
+from tests.support.packed_runs import pack_runs
 
 NAME = "disk-1"
 HOST = "alpha"

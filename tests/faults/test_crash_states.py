@@ -1,0 +1,74 @@
+"""Every state that a crash can leave of short workloads: it opens, is sound, and holds what was promised (P1, P1b, P2).
+
+`make test` plays all words of at most two operations and all of three of the core letters, every dead process and a
+choice of power cuts at each instant of the last operation; `make soak` all words of three, each with every kind of cut
+of every write. Only distinct images that were opened count, over all parts together.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from replicator.thin import space
+from tests.support.crash_oracle import Explorer
+from tests.support.crash_runs import ALL_LETTERS, CORE_LETTERS, Tally, crash_words, judge, words
+from tests.support.judges import require
+
+PARTS = 12
+CORE_PARTS = 4
+SOAK_PARTS = 288  # two and a half minutes each
+PART_STATES = 600
+SOAK_PART_STATES = 3500
+JUDGED = 24
+
+
+@pytest.fixture(autouse=True)
+def small_stock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data blocks come by fours, so that what was freed too early would be given again at once."""
+    monkeypatch.setattr(space, "STOCK_BLOCKS", 4)
+
+
+@pytest.fixture(scope="session")
+def tally(tmp_path_factory: pytest.TempPathFactory) -> Tally:
+    """One for all processes of a test run."""
+    folder = tmp_path_factory.getbasetemp()
+    return Tally((folder if folder.name.startswith("pytest-") else folder.parent) / "crash-states")
+
+
+def report(name: str, played: int, explorer: Explorer, tally: Tally, judged: int) -> int:
+    new, in_all = tally.add(explorer.seen)
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(explorer.kinds.items()))
+    print(f"\n{name}: {played} workloads, {new} distinct states opened ({in_all} in all so far): {kinds};")
+    print(f"{explorer.replayed} replayed, both thin_checks on {judged} of {len(explorer.to_judge)} metadata contents")
+    return new
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_every_crash_of_one_or_two_operations(part: int, tmp_path: Path, tally: Tally) -> None:
+    require("thin-cpp", "thin-rust")
+    explorer = Explorer(part)
+    played = crash_words(explorer, [*words(ALL_LETTERS, 1), *words(ALL_LETTERS, 2)][part::PARTS])
+    judged = judge(explorer, tmp_path, JUDGED)
+    assert report(f"part {part}", played, explorer, tally, judged) >= PART_STATES
+
+
+@pytest.mark.parametrize("part", range(CORE_PARTS))
+def test_every_crash_of_three_core_operations(part: int, tmp_path: Path, tally: Tally) -> None:
+    require("thin-cpp", "thin-rust")
+    explorer = Explorer(part)
+    played = crash_words(explorer, words(CORE_LETTERS, 3)[part::CORE_PARTS])
+    judged = judge(explorer, tmp_path, JUDGED)
+    assert report(f"core part {part}", played, explorer, tally, judged) >= PART_STATES
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("part", range(SOAK_PARTS))
+def test_every_crash_of_three_operations(part: int, tmp_path: Path, tally: Tally) -> None:
+    require("thin-cpp", "thin-rust")
+    explorer = Explorer(part, thorough=True)
+    played = crash_words(explorer, words(ALL_LETTERS, 3)[part::SOAK_PARTS], nested=part % 8 == 0)
+    judged = judge(explorer, tmp_path, None)
+    assert report(f"part {part}", played, explorer, tally, judged) >= SOAK_PART_STATES
