@@ -198,11 +198,11 @@ def stop(pool: Path, as_json: bool) -> None:
     """A clean stop: what was sent stays, the rest is sent by the next start."""
     import time
 
-    from agent.job import SOCKET_NAME
+    from agent.job import SOCKET_NAME, stop_agent
     from replicator.errors import UnavailableError
     from replicator.pool.sockets import connect
 
-    _ask(pool, "stop", STOP_S)
+    stop_agent(pool, STOP_S)
     end = time.monotonic() + STOP_S
     while time.monotonic() < end:
         try:

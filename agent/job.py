@@ -59,6 +59,16 @@ def ask_agent(pool: Path, method: str, timeout_s: float = ANSWER_S, **arguments:
         raise NotFoundError(f"no agent runs for {pool}", mend=mend) from error
 
 
+def stop_agent(pool: Path, timeout_s: float) -> None:
+    """Ask the running agent to stop; NotFoundError where none ran. It may be gone before its answer is sent."""
+    ran = is_running(pool)
+    try:
+        ask_agent(pool, "stop", timeout_s)
+    except NotFoundError:
+        if not ran:
+            raise
+
+
 def is_running(pool: Path) -> bool:
     """Whether an agent listens beside the pool."""
     try:

@@ -54,7 +54,7 @@ from agent.decide import (
 from agent.farewell import Gone
 from agent.rows import dropped, finished, rewound, switched
 from agent.transmit import GroupOf, Transmission
-from replicator.errors import ReplicatorError
+from replicator.errors import FormatError, ReplicatorError
 from replicator.events.bodies import (
     PointLabelled,
     PublisherOpened,
@@ -201,6 +201,8 @@ class VolumePublisher:
         position = view.position(self.volume, Role.PUBLISHED)
         timeline = position.timeline if position else view.lineage(self.volume).current
         tail = self._tail(timeline)
+        if position is not None and (tail.committed.number if tail.committed else 0) < position.number:
+            tail = self._end.settle()  # read it again before it is taken for a lost end: another one may have published
         if position is not None and tail.life is Life.EMPTY:
             self._require_log(position.number)
         there = _Devices.of(view, pool.facts(_dev_ids(prepared)), prepared, position) if prepared else _Devices()
@@ -290,6 +292,7 @@ class VolumePublisher:
         began = self._last_began(tail)
         at_ns = began.timestamp_ns if began is not None else 0
         switched(self._context.pool(), lambda view: rewound(view, outcome, tail, at_ns))
+        self._epoch = None  # another one outdates the beacon that tells of the end that is lost
 
     def _create(self) -> None:
         volume, now = self._row(), self._context.clock.now_ns()
@@ -310,10 +313,19 @@ class VolumePublisher:
     def _take_epoch(self, epoch: int) -> None:
         """P3; the tail is read again afterwards, before anything is built on it."""
         settings = (("level", str(self._context.level)),)
+        epoch = max(epoch, 1 + self._beacon_epoch())
         self._end.add(PublisherOpened(epoch, self._context.host, settings, self._context.clock.now_ns()))
         self._end.flush()
         self._epoch = epoch
         self._end.settle()
+
+    def _beacon_epoch(self) -> int:
+        """The epoch that the last beacon speaks for: a log that lost its end may have had later ones than its tail."""
+        with log_errors(), suppress(FormatError):
+            beacon = self._context.log.read_beacon(self.volume)
+            if beacon is not None and beacon.timeline == self._end.state.timeline:
+                return beacon.epoch
+        return 0
 
     def _rename(self) -> None:
         name = self._row().name
