@@ -181,12 +181,18 @@ def own_pool(
 
 
 def require_pool(path: Path) -> None:
-    """NotFoundError unless `path` is a pool's directory; UsageError for a foreign pool, which has no names."""
+    """NotFoundError unless `path` is a pool's directory; UsageError for a foreign pool, which has no names.
+
+    FormatError for a metadata file that isn't dm-thin's.
+    """
     if not path.is_dir():
-        raise NotFoundError(f"there is no pool {path}: it isn't a directory")
+        mend = f"replicator pool create {path} --size …"
+        raise NotFoundError(f"there is no pool {path}: it isn't a directory", mend=mend)
     if not (path / "metadata").exists():
         raise NotFoundError(f"{path} isn't a pool: it has no metadata", mend=f"replicator pool create {path} --size …")
     if not (path / "catalog.db").exists():
+        with FileDevice(path / "metadata", read_only=True) as metadata:
+            read_superblock(metadata)  # what isn't dm-thin's at all is told as that
         raise UsageError(
             f"{path} has no catalogue, so another program wrote it: it is opened for reading only",
             mend="read its devices as thin-ID: replicator volume export, serve --read-only",
