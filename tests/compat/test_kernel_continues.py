@@ -5,89 +5,32 @@ What must hold is known beforehand (tests.support.thin_sessions): neither engine
 
 from __future__ import annotations
 
-import os
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from replicator.blockdev.file import FileDevice
-from replicator.blockdev.interface import BlockDevice
 from replicator.errors import DamageError
-from replicator.pool.creation import PoolPlan, create_pool
 from replicator.pool.opening import grow_pool, own_pool
-from replicator.thin.check import check
+from replicator.thin.mapping import TIME_LIMIT, times
+from replicator.thin.metadata import TIME_CAP
 from replicator.thin.opening import open_engine
 from replicator.thin.superblock import read_superblock
 from replicator.thin.view import PoolView
 from replicator.units import KIB, MIB
-from tests.support import judges, kernel
+from tests.support import kernel
 from tests.support.golden import KernelPool
-from tests.support.thin_hands import EngineHand, PoolHand
-from tests.support.thin_sessions import Model, Recorder, Seen, Session, guest_script, held_root, seen
+from tests.support.kernel_turns import BLOCK, Message, Pool, assert_sound
+from tests.support.thin_hands import EngineHand
+from tests.support.thin_sessions import Model, Recorder, Session, guest_script, held_root, seen
 
-BLOCK = 64 * KIB
 SIZE = 20 * MIB + 4096 + 512  # more than a leaf's 252 blocks, and a last block that is short
 SMALL = 2 * MIB
+ROUNDS = 3
 
 pytestmark = pytest.mark.usefixtures("thin_judges")
-
-
-def assert_sound(metadata: Path) -> None:
-    """Nobody finds anything: neither our own check, which recomputes every count, nor the two thin_checks."""
-    with FileDevice(metadata, read_only=True) as device:
-        report = check(device)
-    assert report.findings == () and report.counts_compared, [str(finding) for finding in report.findings]
-    judges.assert_clean(metadata)
-
-
-class Pool:
-    """One of our pools with what its devices must read as."""
-
-    def __init__(self, path: Path, seed: int, block_bytes: int = BLOCK) -> None:
-        self.path, self.model, self.rng, self.block_bytes = path, Model(), random.Random(seed), block_bytes
-        create_pool(path, PoolPlan(size_bytes=96 * MIB, metadata_bytes=4 * MIB, block_bytes=block_bytes))
-
-    @contextmanager
-    def ours(self) -> Iterator[tuple[PoolHand, Session]]:
-        """A turn of ours: what is there reads as it must; so it does at the end, and is sound."""
-        with own_pool(self.path) as pool:
-            hand = PoolHand(pool.engine, self.model.sizes(), pool)
-            assert pool.facts(()).keys() == self.model.devices.keys()
-            assert hand.hashes() == self.model.hashes()
-            yield hand, Session(self.rng, self.model, hand, self.block_bytes)
-            assert hand.hashes() == self.model.hashes()
-        assert_sound(self.path / "metadata")
-
-    def kernel(self, guest: kernel.Kernel, steps: int = 0, *, end: tuple[tuple[str | int, ...], ...] = ()) -> Seen:
-        """A turn of the kernel's: it reads all, goes `steps` on, takes messages, and reads all again."""
-        sizes, before = self.model.sizes(), self.model.hashes()
-        recorder = Recorder(set(sizes))
-        Session(self.rng, self.model, recorder, self.block_bytes).steps(steps)
-        for words in end:
-            recorder.message(*words)
-        script = guest_script(sizes, recorder.orders, self.block_bytes // 512)
-        result = seen(guest.boot(script, [self.path / "metadata", self.path / "data"]).output)
-        assert result.before == before
-        assert result.after == self.model.hashes()
-        assert_sound(self.path / "metadata")
-        return result
-
-    def lengthen(self, data_bytes: int, metadata_bytes: int) -> None:
-        """Make the devices longer, as somebody does who lets the kernel grow a pool."""
-        os.truncate(self.path / "data", data_bytes)
-        os.truncate(self.path / "metadata", metadata_bytes)
-
-    def mappings(self, of: Callable[[BlockDevice], PoolView]) -> dict[int, list[object]]:
-        """What each device maps, by the live or the held root."""
-        with FileDevice(self.path / "metadata", read_only=True) as device:
-            view = of(device)
-            return {
-                entry.dev_id: [(keys.tolist(), values.tolist()) for keys, values in view.mappings(entry.root)]
-                for entry in view.devices()
-            }
 
 
 def test_our_pool_is_continued_by_the_kernel_and_by_us_in_turns(guest: kernel.Kernel, tmp_path: Path) -> None:
@@ -138,6 +81,93 @@ def test_a_metadata_snapshot_is_released_by_the_other_engine(guest: kernel.Kerne
         assert hand.pool.set_metadata_snapshot(False) == 0
         session.steps(10)
     assert held_root(pool.kernel(guest).status_before) == 0
+
+
+def test_held_roots_come_and_go_on_both_sides_for_rounds(guest: kernel.Kernel, tmp_path: Path) -> None:
+    """Chance says when; whoever finds one that the other has taken writes, cuts, trims and deletes beneath it."""
+    pool, chance = Pool(tmp_path / "pool", seed=4, devices_max=4), random.Random(118)
+    holder, taken, kept = "", {"ours": 0, "theirs": 0}, {"ours": 0, "theirs": 0}
+    with pool.ours() as (_, session):
+        for size in (SIZE, SMALL):
+            session.create(size)
+        session.steps(20)
+    for mine in ("ours", "theirs") * ROUNDS:
+        found, before = holder, pool.mappings(PoolView.held) if holder else {}
+        changes = []  # True: take it
+        for _ in range(chance.choice((0, 1, 2, 3))):
+            changes.append(not holder)
+            holder = "" if holder else mine
+        if mine == "theirs":
+            words: list[Message] = [("reserve_metadata_snap" if take else "release_metadata_snap",) for take in changes]
+            said = pool.kernel(guest, 40, amid=words)
+            held = [bool(held_root(line)) for line in (said.status_before, said.status_after)]
+            assert held == [bool(found), bool(holder)]
+        else:
+            with pool.ours() as (hand, session):
+                for take in changes:
+                    session.steps(40 // (len(changes) + 1))
+                    hand.pool.set_metadata_snapshot(take)
+                session.steps(40 // (len(changes) + 1))
+        taken[mine] += len(changes)
+        if found and not changes:
+            assert pool.mappings(PoolView.held) == before != pool.mappings(PoolView.live)
+            kept[mine] += found != mine
+    assert min(taken.values()) >= 2 and min(kept.values()) >= 1, (taken, kept)
+    print(f"{2 * ROUNDS} turns; roots taken or released {taken}, found and left as they were {kept}")
+
+
+@pytest.mark.parametrize("start", [TIME_CAP, pytest.param(TIME_LIMIT - 100, marks=pytest.mark.soak)])
+def test_the_kernel_goes_on_where_our_snapshot_counter_stands_still(
+    guest: kernel.Kernel, tmp_path: Path, start: int
+) -> None:
+    """New mappings of ours have time 0 there; the kernel counts on, and we go on after it."""
+    pool = Pool(tmp_path / "pool", seed=5)
+    with pool.ours() as (hand, session):
+        session.create(3 * SMALL + 512)
+        session.create(SMALL)
+        session.fill()
+        with hand.engine.lock:
+            metadata = hand.engine.metadata
+            metadata.superblock = replace(metadata.superblock, time=start)
+        session.snapshot(1)
+        session.steps(20)
+        session.snapshot(1)
+        session.steps(40)
+        assert hand.engine.metadata.time_is_capped
+    assert clock(pool) == start + 1
+    with FileDevice(pool.path / "metadata", read_only=True) as device:
+        view = PoolView.live(device)
+        found = [times(values) for entry in view.devices() for _, values in view.mappings(entry.root)]
+    without = sum(int((each == 0).sum()) for each in found)
+    pool.kernel(guest, 40)
+    theirs = clock(pool)
+    with pool.ours() as (hand, session):
+        session.snapshot(1)
+        session.steps(40)
+    ours = clock(pool)
+    assert without and start + 1 < theirs < ours <= theirs + 1
+    print(f"{without} mappings with time 0; the counter {start} -> {start + 1} (ours) -> {theirs} (theirs) -> {ours}")
+
+
+def test_an_external_origin_shines_through_for_both(guest: kernel.Kernel, tmp_path: Path) -> None:
+    """It ends within a block; volumes end before it, beyond it; what is trimmed shows it again."""
+    origin = tmp_path / "base"
+    origin.write_bytes(random.Random(6).randbytes(4 * MIB + 4096 + 512))
+    pool = Pool(tmp_path / "pool", seed=6, origin=origin)
+    with pool.ours() as (_, session):
+        for size in (6 * MIB + 512, SMALL):
+            session.create(size)
+        session.steps(30)
+    pool.kernel(guest, 40)
+    with pool.ours() as (_, session):
+        session.steps(20)
+    assert origin.read_bytes() == random.Random(6).randbytes(4 * MIB + 4096 + 512)
+
+
+def clock(pool: Pool) -> int:
+    """The superblock's snapshot counter."""
+    with FileDevice(pool.path / "metadata", read_only=True) as device:
+        return read_superblock(device).time
 
 
 def test_the_kernel_reads_what_we_wrote_into_its_pool(

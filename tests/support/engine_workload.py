@@ -143,8 +143,10 @@ class Workload:
         self.engine.change(Change(toggle, deletes=True))
 
 
-def reopen(note: Knowledge | None, metadata: BlockDevice, data: BlockDevice, dirty: Path, *, power_cut: bool) -> None:
-    """The pool is sound, opens, holds what was known at the crash, and goes on working."""
+def reopen(
+    note: Knowledge | None, metadata: BlockDevice, data: BlockDevice, dirty: Path, *, power_cut: bool
+) -> dict[int, bytes]:
+    """The pool is sound, opens, holds what was known at the crash, and goes on working; returns what it held."""
     assert_sound(metadata)
     note = note or Knowledge({BASE: (bytes(SIZE),)})
     with running(metadata, data, dirty) as engine:
@@ -157,3 +159,4 @@ def reopen(note: Knowledge | None, metadata: BlockDevice, data: BlockDevice, dir
         for dev_id in found.keys() - {BASE}:
             assert engine.open_device(dev_id, SIZE).pread(SIZE, 0) == found[dev_id]
     assert_sound(metadata)
+    return found

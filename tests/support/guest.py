@@ -91,12 +91,19 @@ def create_thin(pool: str, name: str, dev_id: int, size_sectors: int) -> Path:
 
 def create_snap(pool: str, origin: str, origin_id: int, name: str, dev_id: int, size_sectors: int) -> Path:
     """A snapshot of an active thin device, active; the origin is suspended meanwhile, as the kernel demands."""
-    dmsetup("suspend", origin)
-    try:
+    with suspended(origin):
         message(pool, "create_snap", dev_id, origin_id)
-    finally:
-        dmsetup("resume", origin)
     return activate_thin(pool, name, dev_id, size_sectors)
+
+
+@contextlib.contextmanager
+def suspended(name: str) -> Iterator[None]:
+    """A device that stands still for the block's time."""
+    dmsetup("suspend", name)
+    try:
+        yield
+    finally:
+        dmsetup("resume", name)
 
 
 def activate_thin(pool: str, name: str, dev_id: int, size_sectors: int, external_origin: Path | None = None) -> Path:

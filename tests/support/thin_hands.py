@@ -6,8 +6,9 @@ import hashlib
 from dataclasses import dataclass, field
 from itertools import count
 
+from replicator.blockdev.interface import BlockDevice
 from replicator.pool import volumes
-from replicator.pool.catalogue_schema import Snapshot, Volume
+from replicator.pool.catalogue_schema import Origin, Snapshot, Volume
 from replicator.pool.interface import Switch
 from replicator.pool.opening import OwnedPool
 from replicator.thin.change import Change
@@ -18,14 +19,18 @@ from tests.support.thin_sessions import content
 
 @dataclass(slots=True)
 class EngineHand:
-    """The engine of a pool without names; `sizes` are its devices, which the metadata doesn't hold."""
+    """The engine of a pool without names; `sizes` are its devices, which the metadata doesn't hold.
+
+    `origin` lies behind all of them.
+    """
 
     engine: Engine
     sizes: dict[int, int]
+    origin: BlockDevice | None = field(default=None, kw_only=True)
 
     def device(self, dev_id: int) -> ThinDevice:
         """The device, open for writing."""
-        return self.engine.open_device(dev_id, self.sizes[dev_id], read_only=False)
+        return self.engine.open_device(dev_id, self.sizes[dev_id], origin=self.origin, read_only=False)
 
     def _new(self) -> int:
         with self.engine.lock:
@@ -61,7 +66,7 @@ class EngineHand:
         """The sha256 of each device, as the engine reads it."""
         found = {}
         for dev_id, size in self.sizes.items():
-            device = self.engine.open_device(dev_id, size)
+            device = self.engine.open_device(dev_id, size, origin=self.origin)
             found[dev_id] = hashlib.sha256(device.pread(size, 0)).hexdigest()
         return found
 
@@ -74,6 +79,7 @@ class PoolHand(EngineHand):
     """
 
     pool: OwnedPool
+    behind: Origin | None = None
     _numbers: count[int] = field(default_factory=lambda: count(1))
 
     def _row(self, dev_id: int) -> Volume | Snapshot | None:
@@ -85,7 +91,7 @@ class PoolHand(EngineHand):
         return f"{kind}-{self.pool.view().at_id}-{next(self._numbers)}"
 
     def create(self, size_bytes: int) -> int:
-        made = volumes.create_volume(self.pool, self._name("disk"), size_bytes)
+        made = volumes.create_volume(self.pool, self._name("disk"), size_bytes, self.behind)
         self.sizes[made.dev_id] = size_bytes
         return made.dev_id
 

@@ -6,7 +6,8 @@ Standard library only, since the guest imports it (tests.support.guest).
     Model      what each device must read as, whoever wrote it: the content is made from seeds, never read back
     Recorder   the hand that writes down; `play_in_guest` does it with the kernel, and hashes what the kernel reads
 
-Invariant T1: discards are of whole blocks, which every engine unmaps, so that they read as zeros.
+Invariant T1: discards are of whole blocks, which every engine unmaps, so that they read as zeros; or, where all devices
+lie over one external origin, as that.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ POOL = "pool"
 BLKDISCARD = 0x1277  # of linux/fs.h; takes offset and length in bytes
 LONGEST_WRITE = 300_000
 LONGEST_RUN_BLOCKS = 60
+DEVICES_MAX = 7
 
 
 class Hand(Protocol):
@@ -66,13 +68,14 @@ class Model:
 
 @dataclass(slots=True)
 class Session:
-    """Steps of chance, done by `hand` and in `model` alike."""
+    """Steps of chance, done by `hand` and in `model` alike; `origin` is what shines through where nothing is mapped."""
 
     rng: random.Random
     model: Model
     hand: Hand
     block_bytes: int
-    devices_max: int = 7
+    devices_max: int = DEVICES_MAX
+    origin: bytes = b""
 
     def steps(self, count: int) -> None:
         """Writes mostly; now and then a discard, a snapshot, a deletion."""
@@ -80,13 +83,16 @@ class Session:
         for _ in range(count):
             self.rng.choices(kinds, (60, 8, 14, 12, 6))[0]()
 
+    def _unmapped(self, offset: int, length: int) -> bytes:
+        return self.origin[offset : offset + length].ljust(length, b"\0")
+
     def _any(self) -> int:
         return self.rng.choice(sorted(self.model.devices))
 
     def create(self, size_bytes: int) -> int:
         """A new, empty device."""
         dev_id = self.hand.create(size_bytes)
-        self.model.devices[dev_id] = bytearray(size_bytes)
+        self.model.devices[dev_id] = bytearray(self._unmapped(0, size_bytes))
         return dev_id
 
     def snapshot(self, origin: int | None = None) -> None:
@@ -133,7 +139,7 @@ class Session:
         length = min(self.rng.randrange(1, LONGEST_RUN_BLOCKS), blocks - begin) * self.block_bytes
         self.hand.discard(dev_id, begin * self.block_bytes, length)
         offset = begin * self.block_bytes
-        self.model.devices[dev_id][offset : offset + length] = bytes(length)
+        self.model.devices[dev_id][offset : offset + length] = self._unmapped(offset, length)
 
 
 @dataclass(slots=True)
@@ -182,9 +188,14 @@ class Seen:
     status_after: str
 
 
-def guest_script(sizes: dict[int, int], orders: list[list[int | str]], block_sectors: int = 128) -> str:
-    """The script that plays `orders` on the pool of devices 0 (metadata) and 1 (data), and prints a Seen."""
-    given = json.dumps([sorted(sizes.items()), orders, block_sectors])
+def guest_script(
+    sizes: dict[int, int], orders: list[list[int | str]], block_sectors: int = 128, *, over_origin: bool = False
+) -> str:
+    """The script that plays `orders` on the pool of devices 0 (metadata) and 1 (data), and prints a Seen.
+
+    With `over_origin` all thin devices have device 2 as their external origin.
+    """
+    given = json.dumps([sorted(sizes.items()), orders, block_sectors, over_origin])
     return f"from tests.support import thin_sessions\nthin_sessions.play_in_guest({given!r})\n"
 
 
@@ -203,9 +214,10 @@ def held_root(status: str) -> int:
 
 def play_in_guest(given: str) -> None:
     """Runs inside the guest."""
-    sizes, orders, block_sectors = json.loads(given)
+    sizes, orders, block_sectors, over_origin = json.loads(given)
     guest.create_pool(POOL, guest.device(0), guest.device(1), block_sectors=block_sectors)
-    player = _Player({dev_id: size // guest.SECTOR for dev_id, size in sizes})
+    origin = guest.device(2) if over_origin else None
+    player = _Player({dev_id: size // guest.SECTOR for dev_id, size in sizes}, origin)
     status, before = guest.status(POOL), player.hashes()
     for word, *arguments in orders:
         getattr(player, word)(*arguments)
@@ -220,11 +232,14 @@ class _Player:
     What it hashes it reads from the disk: a device's cache goes when it is closed.
     """
 
-    def __init__(self, sizes: dict[int, int]) -> None:
-        self.sizes = sizes
+    def __init__(self, sizes: dict[int, int], origin: Path | None) -> None:
+        self.sizes, self.origin = sizes, origin
         self._open: dict[int, int] = {}
-        for dev_id, size in sizes.items():
-            guest.activate_thin(POOL, f"thin{dev_id}", dev_id, size)
+        for dev_id in sizes:
+            self._activate(dev_id)
+
+    def _activate(self, dev_id: int) -> None:
+        guest.activate_thin(POOL, f"thin{dev_id}", dev_id, self.sizes[dev_id], self.origin)
 
     def _fd(self, dev_id: int) -> int:
         if dev_id not in self._open:
@@ -243,12 +258,15 @@ class _Player:
 
     def create(self, dev_id: int, size_bytes: int) -> None:
         self.sizes[dev_id] = size_bytes // guest.SECTOR
-        guest.create_thin(POOL, f"thin{dev_id}", dev_id, self.sizes[dev_id])
+        guest.message(POOL, "create_thin", dev_id)
+        self._activate(dev_id)
 
     def snapshot(self, dev_id: int, origin: int) -> None:
         self._close(origin)
         self.sizes[dev_id] = self.sizes[origin]
-        guest.create_snap(POOL, f"thin{origin}", origin, f"thin{dev_id}", dev_id, self.sizes[origin])
+        with guest.suspended(f"thin{origin}"):
+            guest.message(POOL, "create_snap", dev_id, origin)
+        self._activate(dev_id)
 
     def delete(self, dev_id: int) -> None:
         self._close(dev_id)
