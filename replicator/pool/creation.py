@@ -32,7 +32,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -58,6 +58,7 @@ MARK = "creating"
 _BEGINNING_BYTES = 128 * KIB  # every file system, LVM, RAID and partition table has its first signature in here
 _MARK_BYTES = 4096
 _CATALOGUE = {f"catalog.db{new}{tail}" for new in ("", ".new") for tail in ("", "-wal", "-shm", "-journal")}
+_METADATA_BYTES_MIN = 64 * METADATA_BLOCK_BYTES
 _LEFTOVERS = frozenset({"data", "data.new", "metadata.new", "lock", "writers", *_CATALOGUE})
 
 
@@ -79,7 +80,7 @@ class PoolPlan:
             raise UsageError("a pool needs a size, or a data device", mend="say --size SIZE or --data DEVICE")
         if self.size_bytes is not None and self.size_bytes < self.block_bytes:
             raise UsageError(f"a pool of {format_size(self.size_bytes)} has no room for a single block")
-        if self.metadata_bytes is not None and self.metadata_bytes < 64 * METADATA_BLOCK_BYTES:
+        if self.metadata_bytes is not None and self.metadata_bytes < _METADATA_BYTES_MIN:
             raise UsageError(f"{format_size(self.metadata_bytes)} of metadata is too small", mend="take 2MiB or more")
 
 
@@ -110,6 +111,8 @@ def create_pool(path: Path, plan: PoolPlan, *, reached: Callable[[str], None] = 
         data.flush()
         reached("data made")
         metadata = devices.enter_context(creation.metadata_device(plan, new.metadata_bytes))
+        if plan.metadata is not None:
+            new = _with_metadata(new, plan, metadata.size_bytes)
         _format(metadata, data, new)
         reached("metadata formatted")
         _make_catalogue(path, plan, data, creation.uuid)
@@ -281,6 +284,19 @@ def _measured(path: Path, uuid: UUID, plan: PoolPlan, device_bytes: int) -> NewP
         metadata_bytes = -(-plan.metadata_bytes // METADATA_BLOCK_BYTES) * METADATA_BLOCK_BYTES
         warning = geometry.metadata_warning(metadata_bytes)
     return NewPool(path, uuid, plan.block_bytes, blocks, metadata_bytes, warning)
+
+
+def _with_metadata(new: NewPool, plan: PoolPlan, device_bytes: int) -> NewPool:
+    """With the metadata device as long as it is; UsageError where that is too short."""
+    least = max(_METADATA_BYTES_MIN, plan.metadata_bytes or 0)
+    if device_bytes < least:
+        raise UsageError(
+            f"{plan.metadata} has {format_size(device_bytes)}, less than {format_size(least)}", mend="take 2MiB or more"
+        )
+    warning = geometry.metadata_warning(device_bytes)
+    if warning is None and device_bytes < new.metadata_bytes:
+        warning = f"{format_size(device_bytes)} of metadata, where {format_size(new.metadata_bytes)} are advised"
+    return replace(new, metadata_bytes=device_bytes, warning=warning)
 
 
 def _format(metadata: FileDevice, data: FileDevice, new: NewPool) -> None:

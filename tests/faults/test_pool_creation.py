@@ -151,6 +151,20 @@ def test_a_new_pool_is_what_was_asked_for(tmp_path: Path) -> None:
         assert check(pool.engine.metadata.store.device).clean
 
 
+def test_a_metadata_device_is_as_long_as_it_is(tmp_path: Path) -> None:
+    device = tmp_path / "metadata-device"
+    device.write_bytes(bytes(4 * MIB))
+    made = create_pool(tmp_path / "one", PoolPlan(size_bytes=64 * MIB, metadata=device))
+    assert (made.metadata_bytes, made.warning) == (4 * MIB, None)
+    device.write_bytes(bytes(2 * MIB))
+    large = create_pool(tmp_path / "two", PoolPlan(size_bytes=16 * GIB, metadata=device))
+    assert large.metadata_bytes == 2 * MIB and "12 MiB are advised" in (large.warning or "")
+    device.write_bytes(bytes(128 * KIB))
+    with pytest.raises(UsageError, match="less than 256 KiB"):
+        create_pool(tmp_path / "three", PoolPlan(size_bytes=64 * MIB, metadata=device))
+    assert not (tmp_path / "three").exists()
+
+
 def test_a_pool_grows_and_never_shrinks(tmp_path: Path) -> None:
     create_pool(tmp_path / "pool", PoolPlan(size_bytes=32 * MIB))
     with own_pool(tmp_path / "pool") as pool:
