@@ -264,6 +264,12 @@ def _status_document(found: PoolSummary) -> dict[str, Any]:
         "needs_check": found.needs_check,
         "failed": now.failed,
         "dirty_count": now.dirty_count,
+        "deleting": {
+            "devices": now.deleting_devices,
+            "left_blocks": now.deleting_blocks,
+            "total_blocks": now.deleting_total_blocks,
+            "left_bytes": now.deleting_blocks * now.block_bytes,
+        },
         "volumes": found.volume_count,
         "snapshots": found.snapshot_count,
     }
@@ -292,6 +298,9 @@ def _status_facts(found: PoolSummary) -> dict[str, Any]:
         "open in": f"process {now.owner_pid}" if now.owner_pid else "no process",
         "status line": found.status_line,
     }
+    if now.deleting_devices:
+        left, total = (size_text(each * now.block_bytes) for each in (now.deleting_blocks, now.deleting_total_blocks))
+        facts["deleting"] = f"{left} of {total} still to be given back"
     if now.failed:
         facts["failed"] = now.failed
     if found.is_low:

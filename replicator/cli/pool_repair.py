@@ -36,6 +36,8 @@ def repair(
 ) -> None:
     """Save what is intact of POOL's metadata into a new file; POOL stays as it is.
 
+    Nobody may have the pool open meanwhile. Give --to FILE, or --dry-run to see what would be saved.
+
     \b
     replicator pool repair /srv/pool --to /srv/metadata.repaired
     replicator pool repair /srv/pool --dry-run
@@ -113,6 +115,9 @@ def _show(found: PoolRepair) -> None:
     )
     if found.wish.dry_run:
         return
+    if found.intact:
+        click.echo(f"{found.wish.target}: a clean copy; there is nothing to put in place")
+        return
     click.echo(f"{found.wish.target}: {size_text(found.written_bytes)} of metadata, checked: clean")
     click.echo("nothing of the pool was changed; to put it in place, with nobody using the pool:")
     for step in found.steps:
@@ -147,9 +152,7 @@ def _show_names(found: PoolRepair) -> None:
         click.echo(f"the catalogue can't say names: {found.catalogue_problem}")
     for dev_id in found.gone:
         name = found.name_of(dev_id)
-        click.echo(
-            f"{name} (device {dev_id}) is in the catalogue, and lost: replicator volume delete {found.wish.path} {name}"
-        )
+        click.echo(f"{name} (device {dev_id}) is in the catalogue, and lost")
     if found.nameless and found.names:
         ids = ", ".join(f"thin-{dev_id}" for dev_id in found.nameless)
         click.echo(

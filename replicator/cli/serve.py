@@ -28,9 +28,9 @@ for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
 @click.argument("names", nargs=-1)
 @click.option("--listen", "addresses", multiple=True, metavar="ADDRESS", help="unix:PATH or tcp:HOST:PORT; repeatable.")
 @click.option("--read-only", is_flag=True, help="Let nobody write.")
-@click.option("--tls-certificate", help="PEM file; offers TLS.")
-@click.option("--tls-key", help="PEM file of its private key.")
-@click.option("--tls-ca", help="PEM file; clients must show a certificate of it.")
+@click.option("--tls-certificate", metavar="FILE", help="PEM file; offers TLS.")
+@click.option("--tls-key", metavar="FILE", help="PEM file of its private key.")
+@click.option("--tls-ca", metavar="FILE", help="PEM file; clients must show a certificate of it.")
 @click.option("--tls-required", is_flag=True, help="Serve nobody in the clear.")
 @click.option("--group", help="Group that may connect to the sockets beside the pool.")
 @click.option("--started-by", default="own", hidden=True)
@@ -48,12 +48,16 @@ def serve(
     started_by: str,
     ready_fd: int | None,
 ) -> None:
-    """Export volumes (all, or NAMES), snapshots or restore points of POOL over NBD.
+    """Export volumes (all, or NAMES), snapshots or restore points of POOL, or points of a LOG, over NBD.
+
+    It serves until it is ended. Where another process has the pool open, that one takes the listener, and this
+    command returns at once.
 
     \b
     replicator serve /srv/pool --listen unix:/run/vm1.sock
     replicator serve /srv/pool vm1 --listen tcp:127.0.0.1:10809
     replicator serve /srv/replica vm1@-5m --read-only --listen unix:/run/old.sock
+    replicator serve ssh://backup@host/srv/log vm1@latest --read-only --listen unix:/run/old.sock
     """
     from replicator.pool.control_values import ListenAsked
 

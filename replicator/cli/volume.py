@@ -10,7 +10,7 @@ import json
 import sys
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import click
 
@@ -201,7 +201,7 @@ def rollback(path: Path, name: str, snapshot_name: str, yes: bool, as_json: bool
 @_yes_option
 @json_option
 def delete(path: Path, name: str, with_snapshots: bool, yes: bool, as_json: bool) -> None:
-    """Delete the volume or snapshot NAME, for good.
+    """Delete the volume or snapshot NAME, for good; where the pool is served, its space comes back by and by.
 
     \b
     replicator volume delete /srv/pool before-upgrade --yes
@@ -219,13 +219,19 @@ def delete(path: Path, name: str, with_snapshots: bool, yes: bool, as_json: bool
             delete_volume(pool, found.live.uuid, with_snapshots=with_snapshots)
         else:
             delete_snapshot(pool, found.dev_id)
-    _tell(as_json, {"deleted": name})
+        left = pool.status().deleting_blocks * pool.block_bytes if _goes_on(pool) else 0
+    _tell(as_json, {"deleted": name, **({"to_be_given_back_bytes": left} if left or as_json else {})})
+
+
+def _goes_on(pool: OwnedPool | RemotePool) -> TypeGuard[RemotePool]:
+    """Whether another process has the pool open: it gives the space back in the background; we do as we close."""
+    from replicator.pool.remote import RemotePool
+
+    return isinstance(pool, RemotePool)
 
 
 def _refuse_served(pool: OwnedPool | RemotePool, dev_id: int, name: str) -> None:
-    from replicator.pool.remote import RemotePool
-
-    if isinstance(pool, RemotePool) and any(each.dev_id == dev_id for each in pool.exports()):
+    if _goes_on(pool) and any(each.dev_id == dev_id for each in pool.exports()):
         raise ConflictError(f"{name} is being served over NBD", mend="stop serving it first")
 
 

@@ -12,12 +12,15 @@ Invariants
   F1  A read-only export holds a lease on its device: nothing deletes it while it is offered.
   F2  A volume that a receiver fills is offered for reading only.
   F3  What can't be offered (its origin is away) keeps nothing else from being offered, and is tried again.
+  F4  A device that nobody offers any more is closed: what was written is durable, and it may be deleted.
+  F4  A device that nobody offers any more is closed: what was written is durable, and it may be deleted.
 """
 
 from __future__ import annotations
 
 import ssl
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -32,11 +35,13 @@ from replicator.exporter.listener import NbdServer, ServerSettings
 from replicator.nbd.handshake import Tls
 from replicator.nbd.uri import NbdUri
 from replicator.pdata.block import Words
+from replicator.pdata.transaction import BrokenPoolError
 from replicator.pool.catalogue_schema import Origin, Role, Snapshot, Volume
 from replicator.pool.control_values import ExportFacts, ListenAsked
 from replicator.pool.local import LocalLease, LocalPool
 from replicator.pool.origins import open_origin
 from replicator.pool.view import CatalogueView
+from replicator.thin.closing import close_device
 from replicator.thin.diff import diff
 
 
@@ -156,8 +161,12 @@ class Front:
         return failures
 
     def _withdraw(self, name: str) -> None:
+        export = self._exports.lookup(name)
         self._exports.remove(name)
         del self._offered[name]
+        if export is not None:
+            with suppress(BrokenPoolError):  # every client was told; nobody can delete the volume until it is mended
+                close_device(self.pool.engine, export.device)
         lease = self._leases.pop(name, None)
         if lease is not None:
             lease.release()

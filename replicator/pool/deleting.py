@@ -17,6 +17,7 @@ Invariants
   B1  A marked device is neither listed, leased, opened, shared nor filled, and its dev_id isn't given again.
   B2  Blocks that a slice frees are used again after its commit only, as all others (P6).
   B3  A slice that is refused (no room) or fails isn't tried again before the next switch, or opening.
+  B4  Between two slices one is always under way, so that `finish` ends behind the last one, which the view shows.
 """
 
 from __future__ import annotations
@@ -82,10 +83,16 @@ class Deletions:
     def go_on(self) -> None:
         """Hand in the next slice, if there is one to do and none under way."""
         with self._changed:
-            dev_id = min(being_deleted(self._view()), default=None)
-            if self._under_way or dev_id is None:
-                return
-            self._under_way = True
+            if not self._under_way:
+                self._hand_in()
+
+    def _hand_in(self) -> None:
+        """The next slice, or none: then nothing is under way any more. With `_changed` held."""
+        dev_id = min(being_deleted(self._view()), default=None)
+        self._under_way = dev_id is not None
+        if dev_id is None:
+            self._changed.notify_all()
+            return
         change = Change(apply=partial(_slice, dev_id), deletes=True, weight=UNMAP_WEIGHT)
         change.done.add_done_callback(self._done)
         try:
@@ -94,12 +101,13 @@ class Deletions:
             self._rest()
 
     def _done(self, done: Future[Any]) -> None:
-        self._rest()
         error = done.exception()
-        if error is None:
-            self.go_on()
-        else:
+        if error is not None:
             _log.warning("a deletion waits for the next change: %s", error)
+            self._rest()
+            return
+        with self._changed:
+            self._hand_in()  # without a rest between: who waits for the end waits for the last slice (B4)
 
     def _rest(self) -> None:
         with self._changed:

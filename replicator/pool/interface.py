@@ -122,7 +122,8 @@ class DeviceFacts:
 class PoolStatus:
     """How a pool is doing: the numbers of dm-thin's status line, and what the engine knows besides.
 
-    `deleting_blocks`: mappings of deleted devices that are still to go; their space comes back as they do.
+    `deleting_blocks`: mappings of deleted devices that are still to go, of `deleting_total_blocks` that they had; their
+    space comes back as they go.
     """
 
     uuid: UUID
@@ -143,6 +144,7 @@ class PoolStatus:
     low_water_blocks: int = 0
     deleting_devices: int = 0
     deleting_blocks: int = 0
+    deleting_total_blocks: int = 0
 
 
 class Lease(Protocol):

@@ -126,7 +126,8 @@ class LocalPool:
         transaction = engine.metadata.transaction
         superblock = engine.paging.committed.superblock
         data, metadata = transaction.data.counts, transaction.metadata.counts
-        deleting = self._facts(list(being_deleted(self._view)))
+        dying = being_deleted(self._view)
+        deleting = self._facts(list(dying))
         return PoolStatus(
             uuid=self._view.pool.uuid,
             transaction_id=self._view.at_id,
@@ -146,6 +147,7 @@ class LocalPool:
             low_water_blocks=engine.space.low_water_blocks,
             deleting_devices=len(deleting),
             deleting_blocks=sum(each.mapped_blocks for each in deleting.values()),
+            deleting_total_blocks=sum(dying[dev_id] for dev_id in deleting),
         )
 
     def facts(self, dev_ids: Sequence[int] = ()) -> dict[int, DeviceFacts]:

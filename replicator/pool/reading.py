@@ -33,6 +33,7 @@ from replicator.blockdev.file import FileDevice
 from replicator.errors import NotFoundError, UnavailableError
 from replicator.pool.catalogue import Catalogue
 from replicator.pool.catalogue_schema import PoolIdentity, Volume
+from replicator.pool.deleting import being_deleted
 from replicator.pool.identity import check_age, check_identity
 from replicator.pool.interface import DeviceFacts, Pool
 from replicator.pool.locks import PoolLock, owned_elsewhere
@@ -71,14 +72,16 @@ class StillRoots:
 
     def facts(self, dev_ids: Sequence[int] = ()) -> dict[int, DeviceFacts]:
         """The devices that there are, of those asked for (all, when none is named)."""
-        wanted = set(dev_ids)
-        return {
-            entry.dev_id: _facts(entry) for entry in self._devices.devices() if not wanted or entry.dev_id in wanted
-        }
+        wanted, dying = set(dev_ids), being_deleted(self._catalogue)
+        there = (entry for entry in self._devices.devices() if entry.dev_id not in dying)
+        return {entry.dev_id: _facts(entry) for entry in there if not wanted or entry.dev_id in wanted}
 
     @contextmanager
     def lease(self, dev_ids: Sequence[int]) -> Iterator[StillLease]:
         """The devices, which stay as they are; NotFoundError if one isn't there."""
+        gone = sorted(being_deleted(self._catalogue).keys() & set(dev_ids))
+        if gone:
+            raise NotFoundError(f"the pool has no thin device {gone[0]} any more")
         lease = StillLease({dev_id: _facts(self._devices.device(dev_id)) for dev_id in dev_ids})
         try:
             yield lease
@@ -89,7 +92,8 @@ class StillRoots:
 def read_pool(path: Path, *, role: str = "own", held: bool = False, owner_s: float = OWNER_S) -> PoolReader:
     """The pool at `path`, to be read and closed; `held`: its metadata snapshot, whoever writes the pool meanwhile."""
     if not path.is_dir():
-        raise NotFoundError(f"there is no pool {path}: it isn't a directory")
+        mend = f"replicator pool create {path} --size …"
+        raise NotFoundError(f"there is no pool {path}: it isn't a directory", mend=mend)
     if not (path / "metadata").exists():
         raise NotFoundError(f"{path} isn't a pool: it has no metadata", mend=f"replicator pool create {path} --size …")
     with ExitStack() as stack:

@@ -15,12 +15,13 @@ reads dmsetup's can read ours:
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import UUID
 
 from replicator.blockdev.file import FileDevice
 from replicator.pool.catalogue import Catalogue
+from replicator.pool.deleting import being_deleted
 from replicator.pool.identity import LOW_WATER_SETTING, low_water_blocks
 from replicator.pool.inspection import is_foreign, settled
 from replicator.pool.interface import PoolStatus
@@ -84,11 +85,24 @@ def summarise(path: Path) -> PoolSummary:
             rows = catalogue.view(superblock.transaction_id)
         text = rows.setting(LOW_WATER_SETTING, "0%")
         low = low_water_blocks(text, superblock.data_space_map.nr_blocks, superblock.data_block_bytes)
-        return PoolSummary(path, _on_disk(superblock, low), False, superblock.needs_check, *_counts(rows))
+        now = _with_deletions(_on_disk(superblock, low), rows, view)
+        return PoolSummary(path, now, False, superblock.needs_check, *_counts(rows))
 
 
 def _counts(rows: CatalogueView) -> tuple[int, int]:
     return len(rows.volumes), sum(not each.hidden for each in rows.snapshots)
+
+
+def _with_deletions(now: PoolStatus, rows: CatalogueView, view: PoolView) -> PoolStatus:
+    """With what is still to be deleted by whoever opens the pool next."""
+    dying = being_deleted(rows)
+    left = [entry for entry in view.devices() if entry.dev_id in dying]
+    return replace(
+        now,
+        deleting_devices=len(left),
+        deleting_blocks=sum(each.details.mapped_blocks for each in left),
+        deleting_total_blocks=sum(dying[each.dev_id] for each in left),
+    )
 
 
 def _on_disk(superblock: Superblock, low_water: int = 0) -> PoolStatus:

@@ -82,12 +82,19 @@ class ThinDevice:
         self.block_bytes = engine.block_bytes
         self.epoch = FIRST_EPOCH
         self.table = MappingTable(-(-size_bytes // self.block_bytes), engine.settings.table_stretches)
+        self.users = 0
+        self.closed = False
         self._claims: dict[int, _Claim] = {}
         self._zeros = bytes(self.block_bytes)
 
     @property
     def name(self) -> str:
         return f"thin device {self.dev_id}"
+
+    def refuse_closed(self) -> None:
+        """ConflictError when its use has ended (thin/closing)."""
+        if self.closed:
+            raise ConflictError(f"{self.name} was closed")
 
     def _check(self, offset_bytes: int, length_bytes: int) -> None:
         if offset_bytes < 0 or length_bytes < 0 or offset_bytes + length_bytes > self.size_bytes:
@@ -214,12 +221,13 @@ class ThinDevice:
                 self.engine.wait_for_space()
 
     def is_void(self, block: int) -> bool:
-        """Whether `block` was unmapped since its claim was made (W2); under the publish lock."""
+        """Whether `block` was unmapped since its claim was made (W2), or all is over; under the publish lock."""
         claim = self._claims.get(block)
-        return claim is not None and claim.void
+        return self.closed or (claim is not None and claim.void)
 
     def void_claims(self, begin: int, end: int) -> None:
         """The blocks [begin, end) are being unmapped (W2); under the publish lock."""
+        self.refuse_closed()
         for block, claim in list(self._claims.items()):
             claim.void |= begin <= block < end
 

@@ -116,13 +116,13 @@ class Engine:
     def open_device(
         self, dev_id: int, size_bytes: int, *, origin: BlockDevice | None = None, read_only: bool = True
     ) -> ThinDevice:
-        """The device as a disk; a writable one is opened once, and found again."""
+        """The device as a disk; one that is open is found again. `close_device` of thin/closing ends its use."""
         with self.publish_lock:
-            found = self.devices.get(dev_id)
-            if found is not None and (read_only or not found.read_only):
-                return found
-            device = ThinDevice(self, dev_id, size_bytes, origin=origin, read_only=read_only)
-            self.devices[dev_id] = device
+            device = self.devices.get(dev_id)
+            if device is None or device.closed or (device.read_only and not read_only):
+                device = ThinDevice(self, dev_id, size_bytes, origin=origin, read_only=read_only)
+                self.devices[dev_id] = device
+            device.users += 1
         if not read_only:
             shape = self._shape()  # one more device that may change
             with self.publish_lock:
@@ -270,6 +270,7 @@ class Engine:
                 self._to_disk(self.data.flush)
                 with self.lock:
                     self.metadata.transaction.data.counts.settle(self.gate.reclaim())
+                    self.metadata.transaction.data.counts.unload(_KEEP_SECTIONS)
         except Exception as error:  # noqa: BLE001 - whatever it was, every waiter has to hear of it
             self._fail(error)
             if change is not None and not change.done.done():

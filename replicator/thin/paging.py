@@ -94,6 +94,7 @@ class Paging:
     def _install(self, device: ThinDevice, index: int, state: Committed, found: Mapped) -> memoryview | None:
         begin, dev_id = index * STRETCH_BLOCKS, device.dev_id
         with self._publish_lock:
+            device.refuse_closed()
             if state is not self.committed:
                 return None
             is_cut = dev_id in self._cut

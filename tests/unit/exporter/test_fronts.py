@@ -113,3 +113,33 @@ def test_a_volume_that_a_front_offers_for_reading_isnt_written_through_another(p
         Front(pool, _asked("disk"), Origins())
     front.close()
     Front(pool, _asked("disk"), Origins()).close()
+
+
+def test_a_volume_that_no_front_offers_any_more_can_be_deleted(pool: OwnedPool) -> None:
+    """F4: behind the last of its fronts; what clients wrote is durable then."""
+    fronts = [Front(pool, _asked("disk"), Origins()) for _ in range(2)]
+    exports = [front._exports.lookup("disk") for front in fronts]
+    assert exports[0] is not None and exports[1] is not None and exports[0].device is exports[1].device
+    device = exports[0].device
+    for front in fronts:
+        with pytest.raises(ConflictError, match="open for writing"):
+            volumes.rollback(pool, "disk", "old")
+        with pool.engine.gate.writing():
+            device.pwrite(b"x", 7)
+        front.close()
+    assert not pool.engine.dirty.count and not pool.engine.devices
+    with pool.lease([pool.view().volume("disk").dev_id]) as lease:
+        assert [each.mapped_blocks for each in lease.devices.values()] == [1]
+    again = Front(pool, _asked("disk"), Origins())
+    export = again._exports.lookup("disk")
+    assert export is not None and export.device.pread(9, 0) == bytes(7) + b"x\0"
+    again.close()
+    volumes.rollback(pool, "disk", "old")
+    volumes.delete_volume(pool, "disk", with_snapshots=True)
+    assert not pool.facts()
+
+
+def test_a_front_that_is_closed_keeps_no_page_table(pool: OwnedPool) -> None:
+    Front(pool, _asked("old"), Origins()).close()
+    Front(pool, _asked("disk", read_only=True), Origins()).close()
+    assert not pool.engine.devices
