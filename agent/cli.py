@@ -164,14 +164,14 @@ def resume(pool: Path, volumes: tuple[str, ...], as_json: bool) -> None:
 @agent.command()
 @_POOL
 @click.argument("volume")
-@click.option(
-    "--from-log", "way", flag_value="from-log", help="Go on behind the log's end; the rest is found by hashes."
-)
-@click.option("--new-timeline", "way", flag_value="new-timeline", help="Go on, on a timeline of this pool's own.")
+@click.option("--from-log", is_flag=True, help="Go on behind the log's end; the rest is found by hashes.")
+@click.option("--new-timeline", is_flag=True, help="Go on, on a timeline of this pool's own.")
 @click.option("--log", "log", help="The log, if the pool doesn't remember it.")
 @click.option("--yes", is_flag=True, help="Don't ask.")
 @json_option
-def rebase(pool: Path, volume: str, way: str | None, log: str | None, yes: bool, as_json: bool) -> None:
+def rebase(
+    pool: Path, volume: str, from_log: bool, new_timeline: bool, log: str | None, yes: bool, as_json: bool
+) -> None:
     """Give a pool and a log that tell different histories a common base again.
 
     \b
@@ -180,11 +180,12 @@ def rebase(pool: Path, volume: str, way: str | None, log: str | None, yes: bool,
     from agent.job import rebase as rebased
     from replicator.errors import UsageError
 
-    if way is None:
-        raise UsageError("which history goes on?", mend="--from-log (the log's), or --new-timeline (both)")
-    told = "whoever publishes it elsewhere is fenced" if way == "from-log" else "the log's present timeline ends"
+    if from_log == new_timeline:
+        what = "--from-log and --new-timeline exclude each other" if from_log else "which history goes on?"
+        raise UsageError(what, mend="--from-log (the log's), or --new-timeline (both)")
+    told = "whoever publishes it elsewhere is fenced" if from_log else "the log's present timeline ends"
     confirm(f"{volume}: {told}. Go on?", yes)
-    done = rebased(pool, log, volume, new_timeline=way == "new-timeline")
+    done = rebased(pool, log, volume, new_timeline=new_timeline)
     if as_json:
         print_json({"done": done})
     else:

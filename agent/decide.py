@@ -7,7 +7,8 @@ that the pool has prepared (its number is p + 1), T the one that is open at the 
     tail                                        pool                              outcome
     timeline ended, or a later one is claimed   any                               refused: TimelineOverError
     volume deleted                              any                               refused: VolumeGoneError
-    epoch later than ours                       any                               refused: FencedError
+    epoch later than any that we took, or may   any                               refused: FencedError
+      have taken
     q > p, not (q = p + 1 and R is it)          any                               refused: PoolOlderError
     q = p, another digest                       any                               refused: PoolOlderError
     q = p, T isn't R                            any                               refused: PoolOlderError
@@ -92,9 +93,10 @@ class LostEndError(RefusedError):
 class Facts:
     """What is known of one volume, in the pool and in the log.
 
-    `epoch`: ours, None before we took one. `committed_transaction`: the UUID of the log's last committed transaction,
-    where it matters. `equal_to_tail`: a snapshot that equals it. `void`: why the prepared transaction can't be sent.
-    `parent`: what a rebase forked this timeline from, where it did.
+    `epoch`: ours, None before we took one; `claimed`: the last one that we tried to take. `committed_transaction`: the
+    UUID of the log's last committed transaction, where it matters. `equal_to_tail`: a snapshot that equals it. `void`:
+    why the prepared transaction can't be sent. `parent`: what a rebase forked this timeline from, where it did.
+    `taker`: the host that fenced us, where known.
     """
 
     pool_path: str
@@ -107,6 +109,8 @@ class Facts:
     unchanged: bool = False
     void: str | None = None
     epoch: int | None = None
+    claimed: int = 0
+    taker: str = ""
     successor: int | None = None
     committed_transaction: UUID | None = None
     equal_to_tail: int | None = None
@@ -282,9 +286,11 @@ def _refusal(facts: Facts) -> RefusedError | None:
         )
     if tail.life is Life.DELETED:
         return VolumeGoneError(f"{volume}: the log says that it was deleted", mend=f"{rebase} --new-timeline")
-    if facts.epoch is not None and tail.epoch > facts.epoch:
+    ours = max(facts.epoch or 0, facts.claimed)
+    if 0 < ours < tail.epoch:
+        where = f" on {facts.taker}" if facts.taker else ""
         return FencedError(
-            f"{volume}: another publisher took it over (epoch {tail.epoch}, ours is {facts.epoch})",
+            f"{volume}: another publisher{where} took it over (epoch {tail.epoch}, ours is {ours})",
             mend="stop one of the two: only one host may publish a volume",
         )
     return _other_history(facts, volume, rebase)

@@ -52,6 +52,7 @@ from agent.decide import (
     decide,
 )
 from agent.farewell import Gone
+from agent.look_back import last_began
 from agent.rows import dropped, finished, rewound, switched
 from agent.transmit import GroupOf, Transmission
 from replicator.errors import FormatError, ReplicatorError
@@ -61,7 +62,6 @@ from replicator.events.bodies import (
     TimelineEnded,
     TimelineStarted,
     TransactionAborted,
-    TransactionBegan,
     VolumeAttested,
     VolumeCreated,
     VolumeDeleted,
@@ -69,7 +69,6 @@ from replicator.events.bodies import (
 )
 from replicator.events.state import Life, StreamState
 from replicator.events.values import StateName
-from replicator.log.errors import TrimmedError
 from replicator.pool.catalogue_schema import Branch, Position, Prepared, Role, Volume
 from replicator.pool.interface import DeviceFacts
 from replicator.pool.view import CatalogueView
@@ -94,7 +93,9 @@ class VolumePublisher:
         self._context = context
         self._appender: Appender | None = None
         self._epoch: int | None = None
+        self._claimed = 0  # the last epoch that we tried to take: perhaps it stands, whatever was answered
         self._successor: int | None = None
+        self._seen = 0  # the tail's number when pool and log last agreed
         self.lost_cut = False
         self._transmission = Transmission(context, volume)
 
@@ -113,6 +114,7 @@ class VolumePublisher:
                 outcome = decide(self._facts())
                 if isinstance(outcome, Ready):
                     self._rename()
+                    self._seen = self._end.state.sequence
                     return self._end.state
                 self._act(outcome, group)
             except UnsettledError:
@@ -157,10 +159,10 @@ class VolumePublisher:
                 named = (committed.number, committed.digest) if committed is not None else (0, b"")
                 if tail.life is not Life.LIVE or self._successor is not None or named != (gone.number, gone.digest):
                     return tail.life is Life.DELETED
-                if self._epoch is None or self._epoch > tail.epoch:
-                    self._take_epoch(1 + max(tail.epoch, self._epoch or 0, gone.epoch))
-                elif self._epoch < tail.epoch:
+                if 0 < self._claimed < tail.epoch:
                     return False
+                if self._epoch != tail.epoch:
+                    self._take_epoch(1 + max(tail.epoch, self._epoch or 0, gone.epoch))
                 elif tail.open is not None:
                     self._end.add(TransactionAborted(tail.open.number, tail.open.transaction, "the volume was deleted"))
                 else:
@@ -201,6 +203,9 @@ class VolumePublisher:
         position = view.position(self.volume, Role.PUBLISHED)
         timeline = position.timeline if position else view.lineage(self.volume).current
         tail = self._tail(timeline)
+        if tail.life is Life.ENDED and self._successor is None:  # claimed since we looked: who took over is named
+            self.look_again()
+            tail = self._tail(timeline)
         if position is not None and (tail.committed.number if tail.committed else 0) < position.number:
             tail = self._end.settle()  # read it again before it is taken for a lost end: another one may have published
         if position is not None and tail.life is Life.EMPTY:
@@ -218,11 +223,22 @@ class VolumePublisher:
             unchanged=there.unchanged,
             void=self._transmission.void_reason(prepared),
             epoch=self._epoch,
+            claimed=self._claimed,
+            taker=self._taker(tail),
             successor=self._successor,
             committed_transaction=self._transaction_of(tail, prepared),
             equal_to_tail=_equal_to(view, self.volume, tail, published),
             parent=_parent_of(view, self.volume, timeline),
         )
+
+    def _taker(self, tail: StreamState) -> str:
+        """The host that took a later epoch than ours, for the message alone: what hinders reading it doesn't count."""
+        if 0 < self._claimed < tail.epoch:
+            with suppress(ReplicatorError):
+                for event in self._context.log.reader(self.volume, tail.timeline).read(self._seen + 1):
+                    if isinstance(event.body, PublisherOpened) and event.body.epoch > self._claimed:
+                        return event.body.host
+        return ""
 
     def _transaction_of(self, tail: StreamState, prepared: Prepared | None) -> UUID | None:
         """The UUID of the log's last transaction, where it has the number of the prepared one."""
@@ -231,19 +247,8 @@ class VolumePublisher:
         known = self._transmission.committed_as(prepared.number)
         if known is not None:
             return known
-        began = self._last_began(tail)
+        began = last_began(self._context.log, tail)
         return began.transaction if began is not None else None
-
-    def _last_began(self, tail: StreamState) -> TransactionBegan | None:
-        """How the log's last committed transaction began; None where that isn't kept."""
-        if tail.committed is None or tail.committed.timeline != tail.timeline:
-            return None
-        with log_errors(), suppress(TrimmedError):
-            reader = self._context.log.reader(self.volume, tail.timeline)
-            before = next(reader.read(tail.committed_sequence - 1))
-            began = next(reader.read(before.header.began))
-            return began.body if isinstance(began.body, TransactionBegan) else None
-        return None
 
     # -- acts --------------------------------------------------------------------------------------------------
 
@@ -289,7 +294,7 @@ class VolumePublisher:
         self._context.report(
             f"the log lost its end: its last transaction is {has}; what is missing is sent again, {how}"
         )
-        began = self._last_began(tail)
+        began = last_began(self._context.log, tail)
         at_ns = began.timestamp_ns if began is not None else 0
         switched(self._context.pool(), lambda view: rewound(view, outcome, tail, at_ns))
         self._epoch = None  # another one outdates the beacon that tells of the end that is lost
@@ -314,6 +319,7 @@ class VolumePublisher:
         """P3; the tail is read again afterwards, before anything is built on it."""
         settings = (("level", str(self._context.level)),)
         epoch = max(epoch, 1 + self._beacon_epoch())
+        self._claimed = epoch
         self._end.add(PublisherOpened(epoch, self._context.host, settings, self._context.clock.now_ns()))
         self._end.flush()
         self._epoch = epoch

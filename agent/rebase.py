@@ -11,6 +11,8 @@
     --from-log, after the switch      at the tail                the same                   nothing left to do
     --new-timeline, number claimed    as before: refused         an empty timeline          the next number is claimed
     --new-timeline, after the switch  on the new timeline        an empty timeline          the publisher begins it
+    --from-log on such a timeline     forked from the log's      an empty timeline          the same
+                                      last transaction
 
 Invariants
   R1  The pool changes in one switch; what the log has to be told afterwards the publisher finds by its table (decide).
@@ -56,10 +58,31 @@ def rebase_from_log(context: Context, volume: UUID) -> str:
             raise kind(f"volume {row.name}: the log's timeline {timeline} is over", mend=mend)
         if tail.life is Life.LIVE:
             tail = _taken_over(context, end, tail, position)
+    if tail.life is Life.EMPTY and (forked := _forked_anew(context, volume, timeline)):
+        return f"{row.name}: {forked}"
     switched(context.pool(), lambda newest: _at_tail(newest, tail))
     if tail.committed is None:
         return f"{row.name}: the log has no transaction of it; it is published from its beginning"
     return f"{row.name}: stands on the log's transaction {tail.committed.number}; the next one is found by its hashes"
+
+
+def _forked_anew(context: Context, volume: UUID, timeline: int) -> str:
+    """Let a timeline of ours that nothing is in yet fork from the log's last transaction; "" where there is none."""
+    with log_errors():
+        history = read_history(context.log, volume)
+        later = [each for each in context.log.timelines(volume) if each > timeline]
+    view, parent = context.pool().view(), _newest(history)
+    if later:
+        mend = f"replicator agent rebase {context.pool().path} {view.volume(volume).name} --new-timeline"
+        raise TimelineOverError(f"volume {view.volume(volume).name}: timeline {later[-1]} took over", mend=mend)
+    if parent is None or timeline == parent.timeline:
+        return ""
+    position = view.position(volume, Role.PUBLISHED)
+    base = _base(view, volume, position) if parent == _shared(view, history, position) else None
+    switched(context.pool(), lambda newest: _forked(newest, volume, timeline, parent, history, base))
+    how = "from its base" if base is not None else "by its hashes"
+    where = f"{parent.timeline}:{parent.number}, from which timeline {timeline} goes on"
+    return f"stands on the log's transaction {where}; the next one is found {how}"
 
 
 def _taken_over(context: Context, end: Appender, tail: StreamState, position: Position | None) -> StreamState:

@@ -21,6 +21,8 @@ Failures: SegmentError, LogGapError, TrimmedError, LostEndError; FormatError for
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -38,8 +40,11 @@ from replicator.events.frames import Decompressor
 from replicator.events.state import StreamState
 from replicator.log.index import IndexBuilder, SegmentIndex
 from replicator.log.interface import StreamReader, Waiter
+from replicator.units import MIB
 
 PART_CHUNKS = 1 << 18  # chunks or runs of a part that is made from events: 8 MiB of index, as a segment's
+AHEAD_BYTES = 4 * MIB  # events read on behind one that was asked for: what a broker sends at once
+KEPT_BYTES = 16 * MIB  # events kept for their other frames: four such runs, for a few threads side by side
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +83,18 @@ def indexed(reader: StreamReader) -> IndexedReader:
 
 
 class EventParts:
-    """Parts made from events, for a log without footers. An event's offset in its part counts events, not bytes."""
+    """Parts made from events, for a log without footers. An event's offset in its part counts events, not bytes.
+
+    A restore asks frame by frame, in the order of the volume, which a first transaction's events have too: an event is
+    read with those behind it, and they are kept, the latest KEPT_BYTES.
+    """
 
     def __init__(self, reader: StreamReader) -> None:
         self._reader = reader
         self._firsts: dict[int, bytes] = {}  # digests of parts' first events, once something was skipped (P4)
+        self._turn = threading.Lock()
+        self._kept: OrderedDict[int, Event] = OrderedDict()
+        self._kept_bytes = 0
 
     def tail(self) -> StreamState:
         """The state at the stream's end."""
@@ -127,15 +139,40 @@ class EventParts:
         return gathered.builder.build()
 
     def frame(self, first: int, number: int, row: tuple[int, ...], decompressor: Decompressor) -> Buffer:
-        """The pages of one frame, from its event, which is read again."""
+        """The pages of one frame, from its event, which is read again unless it is kept."""
         _, stored_bytes, raw_bytes, crc, ordinal, codec = row
-        events = islice(self._linked(first), ordinal, None) if self._firsts else self._reader.read(first + ordinal)
-        body = next(events).body
+        with self._turn:
+            event = self._kept.get(first + ordinal) or self._read_on(first, ordinal)
+        body = event.body
         if isinstance(body, ChunksWritten):
             for stored, crc_there in zip(body.frames, body.frame_rows["crc32c"].tolist(), strict=True):
                 if crc_there == crc and len(stored) == stored_bytes:
                     return decompressor.expand_checked(codec, raw_bytes, stored, crc)
         raise FormatError(f"event {first + ordinal}", f"frame {number} with crc32c {crc:08x}", "no such frame")
+
+    def _read_on(self, first: int, ordinal: int) -> Event:
+        """An event of the part, with those behind it that hang on it, which are kept; under the lock."""
+        events = islice(self._linked(first), ordinal, None) if self._firsts else self._reader.read(first + ordinal)
+        found = next(events, None)
+        if found is None:
+            raise FormatError(f"event {first + ordinal}", "an event that was there", "the end of the stream")
+        self._keep(found)
+        last, ahead_bytes = found, 0
+        for event in events:
+            ahead_bytes += event.length_bytes
+            if event.header.previous != last.digest or ahead_bytes > AHEAD_BYTES:
+                break
+            self._keep(event)
+            last = event
+        return found
+
+    def _keep(self, event: Event) -> None:
+        """Keep an event, and let go of the oldest beyond KEPT_BYTES."""
+        if self._kept.setdefault(event.header.sequence, event) is event:
+            self._kept_bytes += event.length_bytes
+        while self._kept_bytes > KEPT_BYTES and len(self._kept) > 1:
+            _, gone = self._kept.popitem(last=False)
+            self._kept_bytes -= gone.length_bytes
 
     def _linked(self, first: int) -> Iterator[Event]:
         """The part's events from `first` on: each hangs on the one before (P4)."""

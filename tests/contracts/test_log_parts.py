@@ -11,12 +11,14 @@ from uuid import uuid4
 import pytest
 
 from replicator.events.chunks import ChunksDiscarded, ChunksWritten, ChunksZeroed
+from replicator.events.codec import Event
 from replicator.events.frames import Decompressor
+from replicator.log import parts as parts_module
 from replicator.log.errors import TrimmedError
-from replicator.log.interface import Log
+from replicator.log.interface import Log, StreamReader
 from replicator.log.object_log import ObjectLog, directory_log
 from replicator.log.opening import open_log
-from replicator.log.parts import EventParts, IndexedReader, indexed
+from replicator.log.parts import KEPT_BYTES, EventParts, IndexedReader, indexed
 from tests.support import judges, kafka_broker
 from tests.support.event_streams import VOLUME
 from tests.support.far_logs import FarServers
@@ -81,6 +83,43 @@ def test_frames_are_those_of_the_events(reader: IndexedReader) -> None:
             for number, row in enumerate(part.index.frames.tolist())
         ]
         assert found == stored
+
+
+class Counted:
+    """A reader that counts how often it is asked to read, and offers no parts of its own."""
+
+    def __init__(self, reader: StreamReader) -> None:
+        self._reader = reader
+        self.reads = 0
+        self.tail, self.start, self.follow = reader.tail, reader.start, reader.follow
+
+    def read(self, sequence: int) -> Iterator[Event]:
+        """Counted."""
+        self.reads += 1
+        return self._reader.read(sequence)
+
+
+@pytest.mark.parametrize("kept_bytes", [KEPT_BYTES, 1], ids=["as it is", "next to nothing kept"])
+def test_an_event_is_read_once_for_all_its_frames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept_bytes: int
+) -> None:
+    monkeypatch.setattr(parts_module, "KEPT_BYTES", kept_bytes)
+    log = directory_log(tmp_path / "log", create=True)
+    history = History(log, random.Random(3), 40 * 65536)
+    history.transaction()
+    history.transaction()
+    history.close()
+    counted = Counted(log.reader(VOLUME, 1))
+    reader, decompressor = EventParts(counted), Decompressor()
+    parts = [part for part in reader.parts(1) if len(part.index.frames)]
+    counted.reads = frames = 0
+    for part in parts:
+        for number, row in enumerate(part.index.frames.tolist()):
+            assert len(reader.frame(part.first, number, row, decompressor)) == row[2]
+            frames += 1
+    assert reader._kept_bytes == sum(event.length_bytes for event in reader._kept.values())
+    assert len(reader._kept) == 1 or reader._kept_bytes <= kept_bytes
+    assert frames > 2 and (counted.reads <= 2 or kept_bytes == 1), f"{counted.reads} reads for {frames} frames"
 
 
 def test_parts_may_begin_anywhere(reader: IndexedReader) -> None:

@@ -167,6 +167,7 @@ class Broker:
     def await_ready(self) -> None:
         """Until a topic can be made."""
         until = time.monotonic() + _START_LIMIT_S
+        self._await_port(until)
         while True:
             address = parse_kafka_url(self.url("ready", timeout="1s"))
             client = Client(address)
@@ -180,6 +181,14 @@ class Broker:
                     raise AssertionError(f"the broker doesn't serve: {error}\n{said}") from error
             finally:
                 client.close()
+
+    def _await_port(self, until: float) -> None:
+        """Until somebody listens: a client's tries would take the time that the broker needs."""
+        while time.monotonic() < until:
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.1", self.ports[0]), 1).close()
+                return
+            time.sleep(0.02)
 
     def kill(self) -> None:
         """SIGKILL, and wait."""
