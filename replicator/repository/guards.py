@@ -7,6 +7,7 @@ Asked by restore before anything is written, and by its dry run. What the kernel
     held by another program     a block device opens with O_EXCL and has no holders (dm, md, ...); a file is free of
                                 locks (flock, POSIX, OFD), loop devices and swap, and nobody has it open to write
     part of the source          the pool's or log's own folder, or the pool's devices
+    a new file below /dev       a device's name that was mistyped
     smaller than the volume     a device; a file that isn't absent or empty (unless it is overwritten)
     not empty (unless it is     a byte that isn't zero: of a file all data is read, of a device SAMPLES spread pieces
     overwritten)                with the first and the last MiB, or all of it up to SAMPLED_WHOLE_BYTES
@@ -105,7 +106,7 @@ def inspect_target(
     try:
         status = path.stat()
     except FileNotFoundError:
-        return Target(path, TargetKind.ABSENT, 0, tuple(_own_reasons(path, own)))
+        return Target(path, TargetKind.ABSENT, 0, (*_own_reasons(path, own), *_mistyped_device(path)))
     if stat.S_ISBLK(status.st_mode):
         size = _device_size(path)
         reasons = [*_own_reasons(path, own), *_device_reasons(path, status.st_rdev, machine)]
@@ -123,6 +124,12 @@ def inspect_target(
         if (at := first_byte(path, status.st_size, whole=True)) is not None:
             reasons.append(_full(at))
     return Target(path, TargetKind.FILE, status.st_size, tuple(reasons))
+
+
+def _mistyped_device(path: Path) -> Iterator[str]:
+    """A new file among the devices is a device's name that was mistyped, and would fill the machine's memory."""
+    if path.is_relative_to("/dev") and not path.is_relative_to("/dev/shm"):
+        yield f"there is no device {path}"
 
 
 def _full(at: int) -> str:

@@ -69,6 +69,12 @@ def test_a_sparse_file_is_read_by_its_data_alone(tmp_path: Path) -> None:
     assert first_byte(path, 1 << 40, whole=True) == (1 << 39) + 5
 
 
+def test_a_device_that_is_not_there_is_no_new_file() -> None:
+    target = inspect_target("/dev/replicator-no-such-device", MIB, overwrite=True)
+    with pytest.raises(ConflictError, match="there is no device"):
+        target.require_allowed()
+
+
 def test_samples_see_both_ends(tmp_path: Path) -> None:
     path = tmp_path / "device"
     size = 1 << 40
