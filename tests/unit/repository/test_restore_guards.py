@@ -70,7 +70,7 @@ def test_a_sparse_file_is_read_by_its_data_alone(tmp_path: Path) -> None:
 
 
 def test_a_device_that_is_not_there_is_no_new_file() -> None:
-    target = inspect_target("/dev/replicator-no-such-device", MIB, overwrite=True)
+    target = inspect_target("/dev/replicator-no-such-device", SIZE, overwrite=True)
     with pytest.raises(ConflictError, match="there is no device"):
         target.require_allowed()
 
