@@ -21,12 +21,14 @@ Invariants
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID, uuid5
 
 from agent.append import LogAwayError
 from agent.context import Context
+from agent.decide import RefusedError
 from agent.hooks import Hooks
 from agent.publish import VolumePublisher
 from agent.rows import cuts_with
@@ -61,11 +63,28 @@ class GroupPublisher:
     ) -> None:
         self._context, self._name, self._hooks = context, name, hooks or Hooks()
         self.members = {uuid: VolumePublisher(context, uuid) for uuid in sorted(members, key=lambda each: each.int)}
+        self.refused: dict[UUID, RefusedError] = {}
 
     def settle_down(self) -> dict[UUID, StreamState]:
         """Bring every member's open transaction into the log."""
         group: GroupOf | None = self._group if self._name else None
-        return {uuid: member.settle_down(group) for uuid, member in self.members.items()}
+        self.refused, tails = {}, {}
+        for uuid, member in self.members.items():
+            try:
+                tails[uuid] = member.settle_down(group)
+            except RefusedError as error:
+                self.refused = {uuid: error, **self._refused(uuid)}
+                raise
+        return tails
+
+    def _refused(self, known: UUID) -> dict[UUID, RefusedError]:
+        """The other members that may not be published either, so that each hears what it is refused for itself."""
+        found = {}
+        for uuid, member in self.members.items():
+            with suppress(ReplicatorError):
+                if uuid != known and (refusal := member.refusal()) is not None:
+                    found[uuid] = refusal
+        return found
 
     def round(self, labels: tuple[str, ...] = ()) -> Round:
         """Settle, cut, publish."""

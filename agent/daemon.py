@@ -75,11 +75,13 @@ class Agent:
         host: str,
         journal: Journal,
         zone: tzinfo = UTC,
+        look: Callable[[Pool | None], None] = lambda _: None,
     ) -> None:
+        """`look` is shown the pool every turn of the main thread."""
         self.config, self.clock = config, clock
         self.workers: list[GroupWorker] = []
         self._holder, self._open_log, self._end_exporter = PoolHolder(connect_pool), open_log, end_exporter
-        self._remember_log = remember_log
+        self._remember_log, self._look = remember_log, look
         self._stop, self._wake, self._zone = stop, wake, zone
         self._new_uuid, self._chance, self._host, self._journal = new_uuid, chance, host, journal
         self._bucket = TokenBucket(config.bandwidth_bytes_s, clock.monotonic)
@@ -176,6 +178,7 @@ class Agent:
     def turn(self) -> None:
         """Watchdog, room, and volumes that came; ends the agent when every worker is over, or one has crashed."""
         now = self.clock.monotonic()
+        self._look(self._holder.known())
         for worker, thread in list(self._threads.items()):
             if worker.over is not None and not thread.is_alive():
                 self._journal.warning("publishing ended", reason=worker.over.message, mend=worker.over.mend)
@@ -243,7 +246,8 @@ class Agent:
             facts = self._gatherer.facts(pool, list(self.workers), self.clock.monotonic())
         else:
             reason, mend = f"log unreachable: {away.message}", away.mend or "mount it, or name the one that there is"
-            facts = self._gatherer.unpublished(pool.view(), now_ns, reason, mend, os.getpid())
+            exporter = self._gatherer.exporter_of(pool)
+            facts = self._gatherer.unpublished(pool.view(), now_ns, reason, mend, os.getpid(), exporter)
         return document(facts, now_ns, datetime.now().astimezone().tzinfo or UTC)
 
     def snapshot(self, arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from uuid import UUID
 
+from agent.lastword import LastWord
 from agent.meter import Instants, RoomMeter
 from agent.relief import low_blocks
 from agent.status import AgentFacts, LogRoom, ReceiverFacts, Room, VolumeFacts
@@ -77,17 +78,32 @@ class Gatherer:
                 if view is not None and row.uuid in worker.plan.members:
                     changed = None if is_away or pool is None else self._has_changed(pool, view, row)
                     volumes.append(_volume(worker, view, row, tails.get(row.uuid), changed, now_s))
-        owner = status.owner_pid if status is not None and not is_away else os.getpid()
-        exporter = None if owner == os.getpid() else owner
+        exporter = None if status is None or is_away else _exporter(status)
         return AgentFacts(self._path, self._log, os.getpid(), exporter, tuple(volumes), *self.rooms())
 
-    def unpublished(self, view: CatalogueView, now_ns: int, reason: str, mend: str | None, pid: int = 0) -> AgentFacts:
-        """What the catalogue alone tells while nothing is published: since each volume's last cut nothing is sure."""
+    def exporter_of(self, pool: Pool) -> int | None:
+        """The process that serves the disks; None where it is this one, or away."""
+        with contextlib.suppress(ReplicatorError):
+            return _exporter(pool.status())
+        return None
+
+    def unpublished(
+        self,
+        view: CatalogueView,
+        now_ns: int,
+        reason: str,
+        mend: str | None,
+        pid: int = 0,
+        exporter: int | None = None,
+        said: Mapping[UUID, LastWord] | None = None,
+    ) -> AgentFacts:
+        """What the catalogue tells while nothing is published, and the log `said`: since then nothing is sure."""
         volumes = []
         for row in view.volumes:
             position = view.position(row.uuid, Role.PUBLISHED)
             if view.position(row.uuid, Role.APPLIED) is None:
-                since = (position.timestamp_ns if position else 0) or row.created_ns
+                word = (said or {}).get(row.uuid, LastWord())
+                until = max(position.timestamp_ns if position else 0, word.equal_until_ns or 0)
                 base, prepared = _base(view, row.uuid), view.prepared_of(row.uuid)
                 volumes.append(
                     VolumeFacts(
@@ -97,14 +113,15 @@ class Gatherer:
                         0.0,
                         timeline=position.timeline if position else 1,
                         number=position.number if position else 0,
-                        equal_until_ns=position.timestamp_ns or None if position else None,
-                        failure=Failure(min(since, now_ns), reason, mend),
+                        equal_until_ns=until or None,
+                        failure=Failure(min(until or row.created_ns, now_ns), reason, mend),
                         waiting_number=prepared.number if prepared else None,
                         base_dev_id=base[0] if base else None,
                         base_since_ns=base[1] if base else None,
+                        receivers=receivers_of(word.receivers, None),
                     )
                 )
-        return AgentFacts(self._path, self._log, pid, None, tuple(volumes))
+        return AgentFacts(self._path, self._log, pid, exporter, tuple(volumes))
 
     def _has_changed(self, pool: Pool, view: CatalogueView, volume: Volume) -> bool | None:
         """Whether the volume differs from its base; None where dirty mappings leave it open."""
@@ -142,8 +159,9 @@ def _volume(
         number=position.number if position else 0,
         equal_until_ns=until,
         last_success_ns=worker.last_success_ns,
-        failure=worker.failure,
+        failure=worker.failure_of(row.uuid),
         paused_since_ns=worker.paused_since_ns,
+        resumed_ns=worker.resumed_ns,
         waiting_number=prepared.number if prepared else None,
         waiting_chunks=opened.counts.chunks if opened else 0,
         sent_bytes=worker.meter.total_bytes,
@@ -171,6 +189,10 @@ def receivers_of(registered: Iterable[Registration], instants: Instants | None) 
         )
         for each in registered
     )
+
+
+def _exporter(status: PoolStatus) -> int | None:
+    return None if status.owner_pid == os.getpid() else status.owner_pid
 
 
 def _base(view: CatalogueView, volume: UUID) -> tuple[int, int] | None:

@@ -3,7 +3,7 @@
     command    an agent runs                   none runs
     publish    asks it for a cut               opens the pool (or asks its exporter), one round, closes it
     rebase     asks it                         the same, without a round
-    status     asks it                         says since when nothing is published
+    status     asks it                         says since when nothing is published, by the catalogue and the log
 
 A backup job is started every few minutes on many hosts: what only the daemon needs isn't imported here.
 """
@@ -83,14 +83,18 @@ def status_of(pool: Path) -> dict[str, Any]:
     if is_running(pool):
         return ask_agent(pool, "status")
     from agent.gather import Gatherer
+    from agent.lastword import last_words
     from agent.status import document
 
     now = time.time_ns()
     mend = f"replicator agent run {pool} --log LOG --listen ADDRESS"
     with read_pool(pool, role="status") as reader:
-        facts = Gatherer(str(pool), "").unpublished(reader.view(), now, f"no agent runs for {pool}", mend)
+        view = reader.view()
+    log = view.setting(LOG_SETTING) or None
+    said = last_words(view, log)
+    facts = Gatherer(str(pool), log or "").unpublished(view, now, f"no agent runs for {pool}", mend, said=said)
     found = document(facts, now, datetime.now().astimezone().tzinfo or UTC)
-    return {**found, "pid": None, "log": None, "mend": mend}
+    return {**found, "pid": None, "log": log, "mend": mend}
 
 
 def publish_once(path: Path, log: str, names: tuple[str, ...], labels: tuple[str, ...]) -> Published:

@@ -20,6 +20,8 @@ Invariants
   P2  A block that can't be read, or a lost target, ends the transaction by TransactionAborted; its number comes again.
   P3  Before an epoch is taken, tail and pool were compared and agree.
   P4  A thin device is taken for a transaction's base or target only if its row says so: dev_ids are given again.
+  P5  A tail that was read a while ago refuses nothing and rewinds nothing: another publisher, or a loss, may have
+      changed log and pool meanwhile, and it is read again before.
 
 Failures: RefusedError (decide), LogAwayError, UnavailableError (the pool's owner is away), VoidedError (P2, after the
 abort: the next cut tries again), StoppedError (a stop was asked for; the open transaction is resumed by the next one).
@@ -46,6 +48,7 @@ from agent.decide import (
     Publish,
     Ready,
     Refuse,
+    RefusedError,
     Resume,
     Rewind,
     StartTimeline,
@@ -108,10 +111,14 @@ class VolumePublisher:
 
     def settle_down(self, group: GroupOf | None = None) -> StreamState:
         """Act until pool and log agree and nothing is under way; the tail then. `group` makes a commit's group."""
-        self.lost_cut = False
+        self.lost_cut = is_fresh = False
         for _ in range(STEPS_MAX):
             try:
                 outcome = decide(self._facts())
+                if isinstance(outcome, Refuse | Rewind) and not is_fresh:  # P5
+                    self._end.settle()
+                    is_fresh = True
+                    continue
                 if isinstance(outcome, Ready):
                     self._rename()
                     self._seen = self._end.state.sequence
@@ -126,6 +133,12 @@ class VolumePublisher:
         if self._appender is not None:
             self._appender.close()
         self._appender = None
+
+    def refusal(self) -> RefusedError | None:
+        """Why it may not be published from here, by a fresh look; nothing is done."""
+        self.look_again()
+        outcome = decide(self._facts())
+        return outcome.error if isinstance(outcome, Refuse) else None
 
     def sync(self) -> None:
         """Make what was sent durable: less to send again after a stop."""
@@ -206,8 +219,6 @@ class VolumePublisher:
         if tail.life is Life.ENDED and self._successor is None:  # claimed since we looked: who took over is named
             self.look_again()
             tail = self._tail(timeline)
-        if position is not None and (tail.committed.number if tail.committed else 0) < position.number:
-            tail = self._end.settle()  # read it again before it is taken for a lost end: another one may have published
         if position is not None and tail.life is Life.EMPTY:
             self._require_log(position.number)
         there = _Devices.of(view, pool.facts(_dev_ids(prepared)), prepared, position) if prepared else _Devices()

@@ -18,7 +18,7 @@ from agent.daemon import Agent
 from replicator.cli.show import local_zone
 from replicator.exporter.journal import Journal
 from replicator.exporter.signals import stopped_by_signals
-from replicator.exporter.supervise import connect, end_started_by
+from replicator.exporter.supervise import Listeners, connect, end_started_by
 from replicator.log.opening import log_url, open_log
 from replicator.pool.control_values import ListenAsked
 from replicator.pool.interface import Pool
@@ -36,9 +36,13 @@ def run_agent(config: AgentConfig) -> None:
     clock = SystemClock()
     journal = Journal(sys.stderr, clock.now_ns)
     chance = random.Random()
+    listeners = Listeners(
+        lambda: connect_pool(config), lambda reason: journal.warning("a listener is lost", reason=reason)
+    )
     agent = Agent(
         config,
-        connect_pool=lambda: connect_pool(config),
+        connect_pool=listeners.connect,
+        look=listeners.note,
         open_log=lambda create: open_log(config.log, create=create),
         end_exporter=lambda pool: end_started_by(pool, OURS),
         remember_log=lambda pool: remember_log(pool, config.log),

@@ -45,7 +45,8 @@ class ReceiverFacts:
 class VolumeFacts:
     """One volume as its worker has it; `number` 0: nothing is in the log yet.
 
-    `late_s`: how old the oldest change outside the log may be; `silent_s`: since when the worker shows no progress.
+    `late_s`: how old the oldest change outside the log may be; `silent_s`: since when the worker shows no progress;
+    `resumed_ns`: when it was resumed, until a round went well since.
     """
 
     name: str
@@ -58,6 +59,7 @@ class VolumeFacts:
     last_success_ns: int | None = None
     failure: Failure | None = None
     paused_since_ns: int | None = None
+    resumed_ns: int | None = None
     waiting_number: int | None = None
     waiting_chunks: int = 0
     sent_bytes: int = 0
@@ -85,6 +87,12 @@ class VolumeFacts:
         if failure is None and self.silent_s > STUCK_S:
             why = f"publishing stands still for {format_duration(self.silent_s)}: log or disk don't answer"
             failure = Failure(now_ns - int(self.silent_s * NS_PER_S), why, "look at both; then restart the agent")
+        if failure is None and self.resumed_ns is not None and self.paused_since_ns is None:
+            if self.has_changed is False:
+                late_ns = max(late_ns, now_ns - outside)
+            elif now_ns - outside > late_ns:
+                ago = format_duration(max(0, now_ns - self.resumed_ns) / NS_PER_S)
+                failure = Failure(outside, f"it was paused until {ago} ago; what was written meanwhile is on its way")
         return SourceFacts(self.name, outside, late_ns, self.last_success_ns, failure, self.paused_since_ns)
 
 
@@ -218,6 +226,8 @@ def text(status: dict[str, Any]) -> str:
     for each in status["volumes"]:
         lines.append(f"{each['volume']}: {each['headline']}")
         lines.append("  " + ", ".join(_details(each)))
+        if each["mend"] and each["mend"] != status.get("mend"):
+            lines.append(f"  {each['mend']}")
     lines += _rooms(status)
     if status["clock_ahead_s"] > 1:
         lines.append(f"a receiver's clock is {format_duration(status['clock_ahead_s'])} ahead of this host's")

@@ -93,6 +93,7 @@ class GroupWorker:
         self.failure: Failure | None = None
         self.last_success_ns: int | None = None
         self.paused_since_ns: int | None = None
+        self.resumed_ns: int | None = None
         self.beat_s = context.clock.monotonic()
         self._context = replace(context, tell=self._tell, count=self._count)
         self._publisher = GroupPublisher(self._context, plan.members, name=plan.name, hooks=plan.hooks)
@@ -125,10 +126,22 @@ class GroupWorker:
     def pause(self) -> None:
         """No more rounds until `resume`; beacons go on."""
         self.paused_since_ns = self.paused_since_ns or self._context.clock.now_ns()
+        self.resumed_ns = None
 
     def resume(self) -> None:
         """Rounds again."""
-        self.paused_since_ns = None
+        if self.paused_since_ns is not None:
+            self.resumed_ns, self.paused_since_ns = self._context.clock.now_ns(), None
+
+    def failure_of(self, volume: UUID) -> Failure | None:
+        """What hinders publishing, in one member's words: what it is refused for, or whom its group waits for."""
+        failure, refused = self.failure, self._publisher.refused
+        if failure is None or not refused or len(self.plan.members) == 1:
+            return failure
+        own = refused.get(volume)
+        if own is not None:
+            return Failure(failure.since_ns, own.message, own.mend)
+        return replace(failure, reason=f"its group is cut together, and waits: {failure.reason}")
 
     def tails(self) -> dict[UUID, StreamState | None]:
         """Each member's tail as it stands in the log, as far as known."""
@@ -212,6 +225,7 @@ class GroupWorker:
     def _succeeded(self, done: Round, began_s: float) -> None:
         self.signs.found_equal(done)
         self.failure, self._attempts, self._last = None, 0, None
+        self.resumed_ns = None
         self.last_success_ns = self._context.clock.now_ns()
         self._schedule(self._context.clock.monotonic() - began_s)
 

@@ -100,6 +100,38 @@ def test_an_older_copy_goes_on_on_a_timeline_of_its_own(tmp_path: Path) -> None:
     copy.close()
 
 
+@pytest.mark.parametrize("is_older", [True, False])
+def test_from_the_log_right_after_a_new_timeline(tmp_path: Path, is_older: bool) -> None:
+    """Nothing is on the new timeline yet: it forks from the log's last transaction, and publishing goes on at once."""
+    world = World(tmp_path)
+    world.publish(1)
+    copy = older_copy(world, tmp_path)
+    if not is_older:
+        copy.close()
+        world.host.reopen_closed()
+        copy = world.host
+    context = context_of(copy, world.log, ManualClock())
+    rebase_to_new_timeline(context, VOLUME)
+    how = "by its hashes" if is_older else "from its base"
+    for _ in range(2):
+        said = rebase_from_log(context, VOLUME)
+        assert "log's transaction 1:3, from which timeline 2 goes on" in said and said.endswith(how)
+    change(copy, 9)
+    GroupPublisher(context, [VOLUME]).round()
+    assert [each.kind for each in world.began(2)] == [DeltaKind.REBASE if is_older else DeltaKind.DELTA]
+    assert folded_at(world, 3, 2, world.expected[3]) == copy.content()
+    copy.close()
+
+
+def test_from_the_log_on_an_empty_timeline_that_another_one_overtook(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.publish(1)
+    rebase_to_new_timeline(world.context, VOLUME)
+    assert world.log.claim_timeline(VOLUME, 3, "elsewhere")
+    with pytest.raises(TimelineOverError, match="timeline 3 took over"):
+        rebase_from_log(world.context, VOLUME)
+
+
 def folded_at(world: World, forked_at: int, timeline: int, content: bytes) -> bytes:
     """A later timeline's content, on its parent's."""
     events = list(world.log.reader(VOLUME, timeline).read(1))

@@ -245,6 +245,8 @@ def test_a_rebase_goes_through_the_running_agent(host: SourceHost, tmp_path: Pat
         ask_agent(host.path, "snapshot")
         status = ask_agent(host.path, "status")
         assert status["volumes"][0]["timeline"] == 2 and status["protected"]
+        both = runner.invoke(commands, ["rebase", str(host.path), "disk", "--new-timeline", "--from-log", "--yes"])
+        assert isinstance(both.exception, UsageError) and "exclude each other" in both.exception.message
         undecided = runner.invoke(commands, ["rebase", str(host.path), "disk"])
         assert isinstance(undecided.exception, UsageError)
     assert open_log(log).reader(VOLUME, 2).tail().committed is not None

@@ -283,7 +283,8 @@ class TwoHosts:
         for pool in self.pools:
             grown(pool, data_blocks=pool.real.status().data_blocks + 16)
         self._is_between = True
-        seen: list[list[object]] = [[]]
+        seen: list[list[object]] = [[], []]
+        is_alone = len(self.sources) == 1 and "zombie" not in self.plan.disasters
         for number in range(_ROUNDS_TO_END):
             self.clock.advance(40)  # so that each round looks for a lost end, too
             for source in self.sources:
@@ -295,7 +296,9 @@ class TwoHosts:
             self.setting.late_calls_arrive(1.0)
             seen.append(self._summary())
             is_fine = all(error is None for error in self.errors.values())
-            if number >= (1 if is_fine else 4) and seen[-1] == seen[-2]:
+            # an agent with rivals learns from its next beacon that it was overtaken, and stops in the round behind it
+            is_still = seen[-1] == seen[-2] and (is_alone or seen[-2] == seen[-3])
+            if number >= (1 if is_fine else 4) and is_still:
                 break
         verdict(self)
 

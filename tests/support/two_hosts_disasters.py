@@ -34,6 +34,7 @@ DISASTERS = (
     "source-rolled-back",
     "replica-rolled-back",
     "trimmed-ahead",
+    "zombie",
     "zombies",
     "readers-misled",
     "line-breaks-often",
@@ -77,6 +78,7 @@ class Disasters:
             "log-loses-end": self._lose_end,
             "log-damaged": self._damage,
             "stale-copy": self._copy,
+            "zombie": self._double,
             "source-rolled-back": self._roll_source_back,
             "replica-rolled-back": self._roll_replica_back,
             "trimmed-ahead": lambda: self.trim(self._chance.choice(self._world.plan.volumes), ahead=True),
@@ -113,6 +115,11 @@ class Disasters:
         world.sources.append(copy)
         copy.start_agents()
         self._explain("agent", "PoolOlderError", "FencedError")
+
+    def _double(self) -> None:
+        """Two agents on one pool."""
+        self._world.sources[0].start_second_agents()
+        self._explain("agent", "FencedError")
 
     def _roll_source_back(self) -> None:
         self._world.sources[0].rolled_back(self._images["source-rolled-back"][1])

@@ -173,10 +173,17 @@ class SourceHost:
         """An agent for each group that has none; or (instead_of_ended) whose agent has ended."""
         for members in self.groups():
             there = [each for each in self.agents if each.volumes == members]
-            if there and instead_of_ended and there[0].worker.over is not None:
-                self.agents.remove(there.pop())
+            if instead_of_ended:
+                for each in [each for each in there if each.worker.over is not None]:
+                    self.agents.remove(each)
+                    there.remove(each)
             if not there:
                 self._start_agent(members)
+
+    def start_second_agents(self) -> None:
+        """Another process on this pool, for each group: the first ones don't know of it, and go on."""
+        for members in self.groups():
+            self._start_agent(members)
 
     def groups(self) -> list[tuple[UUID, ...]]:
         """The volumes that are cut together."""

@@ -74,11 +74,13 @@ def _is_past_of(world: TwoHosts, newest: Named, position: Position | None) -> bo
 
 
 def _require_tidy(world: TwoHosts, source: SourceHost, volume: UUID) -> None:
-    """Nothing is left over: one base, no prepared transaction, no cut."""
+    """Nothing is left over: one base, no prepared transaction, no cut but one that a refused volume's waits for."""
     view = source.pool.real.view()
     left = view.snapshots_of(volume, hidden=True)
     known = {each.dev_id for each in view.volumes} | {each.dev_id for each in view.snapshots}
-    if len(left) != 1 or view.prepared_of(volume) or view.cuts or set(source.pool.real.facts(())) != known:
+    waiting = {each.target_dev_id for each in view.prepared}
+    needless = [each for each in view.cuts if waiting.isdisjoint(each.dev_ids)]
+    if len(left) != 1 or view.prepared_of(volume) or needless or set(source.pool.real.facts(())) != known:
         raise Violation(f"{source.name} leaves behind: {left}, {view.prepared}, {view.cuts}")
 
 

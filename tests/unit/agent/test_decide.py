@@ -112,7 +112,11 @@ ROWS: list[tuple[str, Facts, type[Outcome] | type[RefusedError]]] = [
     ("the same, in the middle", facts(state(1, opened=THEIRS), 2, equal_to_tail=20), Abort),
     ("the same, before an epoch", facts(state(1), 2, equal_to_tail=20, epoch=None), OpenStream),
     ("another publisher", facts(state(1, epoch=7), 1, epoch=6), FencedError),
-    ("another publisher, before we heard of our epoch", facts(state(1, epoch=7), 1, epoch=None, claimed=6), FencedError),
+    (
+        "another publisher, before we heard of our epoch",
+        facts(state(1, epoch=7), 1, epoch=None, claimed=6),
+        FencedError,
+    ),
     ("the epoch that we may have taken stands", facts(state(1, epoch=7), 1, epoch=6, claimed=7), OpenStream),
     ("the timeline ended", facts(state(1, life=Life.ENDED), 1), TimelineOverError),
     ("a promote claimed the next", facts(state(1), 1, successor=2), TimelineOverError),
