@@ -1,11 +1,6 @@
 """`replicator points`: the restore points of a pool or a log: list, show, create, label.
 
 Over repository/source, which reads both. A cut or a label goes through the running agent where there is one.
-
-JSON of a point: {"volume", "uuid", "number", "timeline", "timestamp", "timestamp_ns", "consistency", "labels",
-"materialised", "size_bytes", "digest", "held", "group"}; `timestamp` is ISO 8601, universal. `group` is null, or the
-cut of several volumes that it belongs to: {"uuid", "number", "whole", "labels", "members": [{"volume", "uuid",
-"number", "there"}]}.
 """
 
 from __future__ import annotations
@@ -16,19 +11,23 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from replicator.cli.places import POOL
+from replicator.cli.point_documents import complete_document, notes_document, point_document
+from replicator.cli.point_notes import from_pool_option, raise_worst, tell_unkept, warn
 from replicator.cli.show import DURATION, json_option, local_zone, print_facts, print_json, print_table, size_text
 from replicator.errors import ConflictError, NotFoundError, UnavailableError, UsageError
 
 if TYPE_CHECKING:
     from datetime import tzinfo
 
-    from replicator.history.groups import GroupPoint
     from replicator.history.points import RestorePoint
     from replicator.history.resolve import NamedVolume
-    from replicator.repository.source import Offer, Source
+    from replicator.repository.offer import Offer
+    from replicator.repository.source import Source
 
 SHOWN = 60
 """Points that people see at the end of a list, besides those that are labelled or materialised."""
+
+_ALWAYS = 6  # columns; the others stand where there is something to show
 
 WAIT_S = 300.0
 """How long an agent may take: a cut waits for its turn behind the delta that is being published."""
@@ -51,8 +50,11 @@ def points() -> None:
     "--all", "everything", is_flag=True, help=f"Every point, not only the last {SHOWN}, labelled, materialised."
 )
 @click.option("--since", metavar="TIME", help="Points from then on: a time, or an age such as -1h.")
+@from_pool_option
 @json_option
-def list_points(source: str, volume: str | None, everything: bool, since: str | None, as_json: bool) -> None:
+def list_points(
+    source: str, volume: str | None, everything: bool, since: str | None, from_pool: bool, as_json: bool
+) -> None:
     """The restore points that can be had, oldest first.
 
     \b
@@ -63,18 +65,26 @@ def list_points(source: str, volume: str | None, everything: bool, since: str | 
 
     zone = local_zone()
     since_ns = _instant(since, zone) if since else 0
-    with open_source(source) as opened:
+    with open_source(source, alone=from_pool) as opened:
         volumes = [opened.volume(volume)] if volume else opened.volumes()
         offers = [opened.offer(each) for each in volumes]
         if as_json:
             _print_points(opened, offers, since_ns)
         else:
             _print_offers(opened, offers, since_ns, everything, zone)
+    if not as_json:
+        tell_unkept(offers, zone)
+    raise_worst(offers, zone)
 
 
 def _print_points(source: Source, offers: list[Offer], since_ns: int) -> None:
     found = [(offer, each) for offer in offers for each in offer.points if each.timestamp_ns >= since_ns]
-    print_json([point_document(offer.volume, each, source.group_of(offer, each)) for offer, each in found])
+    print_json(
+        [
+            point_document(offer.volume, each, source.group_of(offer, each), offer.history_of(each))
+            for offer, each in found
+        ]
+    )
 
 
 def _print_offers(source: Source, offers: list[Offer], since_ns: int, everything: bool, zone: tzinfo) -> None:
@@ -86,30 +96,34 @@ def _print_offers(source: Source, offers: list[Offer], since_ns: int, everything
         found = [each for each in offer.points if each.timestamp_ns >= since_ns]
         last = {id(each) for each in found[-SHOWN:]}
         shown = [each for each in found if everything or each.labels or each.materialised or id(each) in last]
-        rows += [(offer.volume.name, *_cells(each, source.group_of(offer, each), zone)) for each in shown]
+        rows += [_cells(source, offer, each, zone) for each in shown]
         if len(shown) < len(found):
             said.append(f"{offer.volume.name}: {len(found) - len(shown)} more: --all shows them")
         if offer.complete_to_ns is not None:
-            said.append(f"{offer.volume.name} is complete to {format_instant(offer.complete_to_ns, zone)}")
-    header = ("VOLUME", "POINT", "OF", "CONSISTENCY", "FROM", "LABELS", "GROUP")
-    grouped = any(row[-1] for row in rows)
-    print_table(header if grouped else header[:-1], rows if grouped else [row[:-1] for row in rows])
+            whose = f"{offer.volume.name}, in its log," if offer.divided else offer.volume.name
+            said.append(f"{whose} is complete to {format_instant(offer.complete_to_ns, zone)}")
+    header = ("VOLUME", "POINT", "OF", "CONSISTENCY", "FROM", "LABELS", "GROUP", "HISTORY")
+    shown_columns = [i for i, _ in enumerate(header) if i < _ALWAYS or any(row[i] for row in rows)]
+    print_table([header[i] for i in shown_columns], [[row[i] for i in shown_columns] for row in rows])
     for line in said:
         click.echo(line)
     for problem in dict.fromkeys(offer.problem.message for offer in offers if offer.problem is not None):
         click.echo(f"only snapshots are listed: {problem}", err=True)
 
 
-def _cells(point: RestorePoint, group: GroupPoint | None, zone: tzinfo) -> tuple[str, ...]:
+def _cells(source: Source, offer: Offer, point: RestorePoint, zone: tzinfo) -> tuple[str, ...]:
     from replicator.history.points import format_instant
 
+    group = source.group_of(offer, point)
     return (
+        offer.volume.name,
         f"{point.timeline}:{point.number}" if point.timeline > 1 else str(point.number),
         format_instant(point.timestamp_ns, zone),
         point.consistency.value,
         "snapshot" if point.materialised else "log",
         ", ".join(point.labels),
         "" if group is None else group.describe(),
+        offer.history_of(point) or "",
     )
 
 
@@ -119,8 +133,9 @@ def _cells(point: RestorePoint, group: GroupPoint | None, zone: tzinfo) -> tuple
 @click.option(
     "--accept-gap", is_flag=True, help="Take the newest point for a time beyond what is known to be complete."
 )
+@from_pool_option
 @json_option
-def show_point(source: str, point: str, accept_gap: bool, as_json: bool) -> None:
+def show_point(source: str, point: str, accept_gap: bool, from_pool: bool, as_json: bool) -> None:
     """One point: what it is, and how it would be had.
 
     \b
@@ -132,12 +147,14 @@ def show_point(source: str, point: str, accept_gap: bool, as_json: bool) -> None
     from replicator.repository.source import open_source
 
     zone = local_zone()
-    with open_source(source) as opened:
+    with open_source(source, alone=from_pool) as opened:
         found = opened.open_point(point, now_ns=time.time_ns(), accept_gap=accept_gap, zone=zone)
         with found.disk as disk:
-            group = opened.group_of(opened.offer(found.volume), found.point)
+            offer = opened.offer(found.volume)
+            group = opened.group_of(offer, found.point)
             document = {
-                **point_document(found.volume, found.point, group),
+                **point_document(found.volume, found.point, group, offer.history_of(found.point)),
+                **notes_document(offer),
                 **complete_document(found.complete_to_ns),
                 "base": str(found.plan.base.revision),
                 "transactions": disk.layers.transaction_count,
@@ -146,6 +163,7 @@ def show_point(source: str, point: str, accept_gap: bool, as_json: bool) -> None
     if as_json:
         print_json(document)
         return
+    warn(offer, zone, found.point)
     each = found.point
     told = {} if group is None else {"group": group.describe()}
     print_facts(
@@ -182,6 +200,7 @@ def create_point(pool: Path, volume: str, label: str, wait: bool, timeout: float
     from replicator.history.names import check_label
 
     check_label(label)
+    _refuse_taken(pool, volume, label)
     answer = _ask_agent(pool, volume, label)
     if answer is None:
         if wait:
@@ -241,6 +260,27 @@ def _ask_agent(pool: Path, volume: str, label: str) -> dict[str, Any] | None:
         raise NotFoundError("the agent made no point of it", mend="replicator agent status says why")
     own = [each for each in made if volume in (each.get("volume"), each.get("uuid"))]
     return {**(own or made)[0], "label": label, "published": True}
+
+
+def _refuse_taken(pool: Path, volume: str, label: str) -> None:
+    """A label names one point of a volume; where the log is away, only what the pool remembers is known."""
+    import time
+
+    from replicator.history.points import ByLabel, PointSpecification
+    from replicator.history.resolve import PointNotFoundError
+    from replicator.repository.source import open_source
+
+    with open_source(str(pool)) as source:
+        found = source.volume(volume)
+        wanted = PointSpecification(str(found.uuid), ByLabel(label), label)
+        try:
+            _, taken = source.find(wanted, now_ns=time.time_ns(), accept_gap=True)
+        except PointNotFoundError:
+            return
+    raise ConflictError(
+        f"{label!r} is the label of {found.name} {taken.describe(local_zone())} already",
+        mend=f"choose another label; replicator points list {pool} {found.name} shows those there are",
+    )
 
 
 def _cut_here(pool: Path, volume: str, label: str) -> dict[str, Any]:
@@ -304,33 +344,6 @@ def label_point(pool: Path, point: str, label: str, as_json: bool) -> None:
         click.echo(f"{offer.volume.name} {labelled.describe(zone)}")
 
 
-def group_document(group: GroupPoint | None) -> dict[str, Any] | None:
-    """The JSON of a group's cut; see the module."""
-    if group is None:
-        return None
-    return {
-        "uuid": str(group.group),
-        "number": group.number,
-        "whole": group.is_whole,
-        "labels": list(group.labels),
-        "members": [
-            {"volume": each.name, "uuid": str(each.volume), "number": each.number, "there": each.there}
-            for each in group.members
-        ],
-    }
-
-
-def complete_document(complete_to_ns: int | None) -> dict[str, Any]:
-    """Up to when the log is known to hold everything, as text and as a number."""
-    return {"complete_to": None if complete_to_ns is None else _iso(complete_to_ns), "complete_to_ns": complete_to_ns}
-
-
-def _iso(timestamp_ns: int) -> str:
-    from datetime import UTC, datetime
-
-    return datetime.fromtimestamp(timestamp_ns / 1e9, UTC).isoformat()
-
-
 def _label_in_log(pool: Path, volume: NamedVolume, point: RestorePoint, label: str) -> None:
     """Have the agent of a source's pool tell the log."""
     from replicator.pool.daemons import ask
@@ -341,25 +354,6 @@ def _label_in_log(pool: Path, volume: NamedVolume, point: RestorePoint, label: s
     except UnavailableError as error:
         mend = f"start it: replicator agent run {pool} --log LOG --listen ADDRESS"
         raise ConflictError("a source's points are labelled by its agent, and none runs", mend=mend) from error
-
-
-def point_document(volume: NamedVolume, point: RestorePoint, group: GroupPoint | None = None) -> dict[str, Any]:
-    """The JSON of a point; see the module."""
-    return {
-        "volume": volume.name,
-        "uuid": str(volume.uuid),
-        "number": point.number,
-        "timeline": point.timeline,
-        "timestamp": _iso(point.timestamp_ns),
-        "timestamp_ns": point.timestamp_ns,
-        "consistency": point.consistency.value,
-        "labels": list(point.labels),
-        "materialised": point.materialised,
-        "size_bytes": point.size_bytes,
-        "digest": point.digest.hex(),
-        "held": point.held,
-        "group": group_document(group),
-    }
 
 
 def _instant(text: str, zone: tzinfo) -> int:

@@ -28,7 +28,7 @@ from replicator.pool.locks import OwnedElsewhereError
 from replicator.pool.opening import own_pool
 from replicator.pool.remote import RemotePool
 from replicator.repository.lasting import LastingDisk, ReadDisk
-from replicator.repository.source import OpenedPoint, Source, open_source
+from replicator.repository.source import OpenedPoint, Source, open_source, require_source
 
 Ready = Callable[[Sequence[ExportFacts]], None]
 
@@ -40,6 +40,7 @@ def wants_points(place: str, asked: Sequence[ListenAsked]) -> bool:
 
 def serve_points(place: str, asked: Sequence[ListenAsked], ready: Ready, started_by: str, group: str | None) -> None:
     """Serve the points and snapshots that `asked` names until SIGTERM or SIGINT."""
+    require_source(place)
     if not all(each.read_only for each in asked):
         mend = "add --read-only; to write, make a clone: replicator volume clone POOL VOLUME@POINT NAME"
         raise UsageError("a restore point can only be read", mend=mend)
@@ -108,11 +109,8 @@ def _point_again(place: str, before: OpenedPoint) -> ReadDisk:
     """The same point likewise, whatever `latest` or a label means now."""
     with ExitStack() as held:
         source = held.enter_context(_beside_owner(place))
-        text = f"{before.volume.uuid}@{before.point.timeline}:{before.point.number}"
-        opened = source.open_point(text, now_ns=time.time_ns())
+        opened = source.reopen(before)
         held.callback(opened.disk.close)
-        if opened.point.digest != before.point.digest:
-            raise UnavailableError(f"{text} isn't the point that was served")
         return _Held(opened.disk, held.pop_all())
 
 

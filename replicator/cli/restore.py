@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from replicator.cli.point_notes import from_pool_option, warn
 from replicator.cli.show import json_option, local_zone, print_facts, print_json, progress, size_text
 from replicator.errors import UsageError
 
 if TYPE_CHECKING:
     from replicator.repository.restore import RestorePlan, RestoreReport
+    from replicator.repository.source import Source
 
 
 @click.command()
@@ -26,9 +28,10 @@ if TYPE_CHECKING:
 @click.option(
     "--accept-gap", is_flag=True, help="Take the newest point for a time beyond what is known to be complete."
 )
+@from_pool_option
 @json_option
 def restore(
-    source: str, point: str, to: str, overwrite: bool, dry_run: bool, accept_gap: bool, as_json: bool
+    source: str, point: str, to: str, overwrite: bool, dry_run: bool, accept_gap: bool, from_pool: bool, as_json: bool
 ) -> int | None:
     """Restore a volume as of a point: by number, label, time, `-5m` or `latest`.
 
@@ -36,6 +39,10 @@ def restore(
     replicator restore /srv/replica vm1@-5m --to /srv/vm1.img
     replicator restore /srv/replica vm1@2026-11-22T14:05 --to /dev/vg/vm1 --dry-run
     replicator restore /mnt/log vm1@before-upgrade --to - | zstd > vm1.zst
+
+    \b
+    Where a pool and its log have two histories (the log was replaced by an older copy), what both would answer
+    otherwise is refused (exit 4). Then choose: name LOG, or the pool alone with --from-pool.
     """
     import time
 
@@ -48,12 +55,15 @@ def restore(
     if to == "-" and not dry_run and sys.stdout.isatty():
         raise UsageError("stdout is a terminal: a disk's bytes would only spoil it", mend="pipe or redirect it")
     zone = local_zone()
-    with open_source(source) as opened_source:
+    with open_source(source, alone=from_pool) as opened_source:
         opened = opened_source.open_point(point, now_ns=time.time_ns(), accept_gap=accept_gap, zone=zone)
+        if not as_json:
+            warn(opened_source.offer(opened.volume), zone, opened.point)
         with opened.disk:
             plan = plan_restore(opened, to, overwrite=overwrite, own=opened_source.places)
+            document = _document(plan, opened_source)
             if dry_run:
-                _show_plan(plan, _document(plan), as_json)
+                _show_plan(plan, document, as_json)
                 plan.target.require_allowed()
                 return None
             plan.target.require_allowed()
@@ -61,7 +71,7 @@ def restore(
                 click.echo(f"restoring {_what(plan)}", err=True)
             with progress(f"{opened.volume.name} {opened.point.describe(zone)}", opened.disk.size_bytes) as done:
                 report = carry_out(plan, done)
-    _tell(plan, report, as_json)
+    _tell(plan, report, document if as_json else None)
     return None
 
 
@@ -72,14 +82,16 @@ def _what(plan: RestorePlan) -> str:
     return f"{plan.opened.volume.name} {point.describe(zone)}"
 
 
-def _document(plan: RestorePlan) -> dict[str, Any]:
-    from replicator.cli.points import complete_document, point_document
+def _document(plan: RestorePlan, source: Source) -> dict[str, Any]:
+    from replicator.cli.point_documents import complete_document, notes_document, point_document
 
-    layers = plan.opened.disk.layers
+    layers, point = plan.opened.disk.layers, plan.opened.point
+    offer = source.offer(plan.opened.volume)
     return {
         "volume": plan.opened.volume.name,
         "uuid": str(plan.opened.volume.uuid),
-        "point": point_document(plan.opened.volume, plan.opened.point),
+        "point": point_document(plan.opened.volume, point, source.group_of(offer, point), offer.history_of(point)),
+        **notes_document(offer),
         **complete_document(plan.opened.complete_to_ns),
         "base": plan.base,
         "transactions": layers.transaction_count,
@@ -112,14 +124,14 @@ def _show_plan(plan: RestorePlan, document: dict[str, Any], as_json: bool) -> No
     print_facts(facts)
 
 
-def _tell(plan: RestorePlan, report: RestoreReport, as_json: bool) -> None:
-    if as_json:
+def _tell(plan: RestorePlan, report: RestoreReport, document: dict[str, Any] | None) -> None:
+    if document is not None:
         done = {
             "written_bytes": report.written_bytes,
             "resumed_at_bytes": report.resumed_at_bytes,
             "verified": report.verified,
         }
-        print_json({**_document(plan), **done})
+        print_json({**document, **done})
         return
     read_back = ", read back and equal" if report.verified else ""
     where = "stdout" if str(plan.target.path) == "-" else plan.target.path

@@ -10,8 +10,13 @@ its parts (log/parts), so no data is read; a volume's point costs one small read
     beacon at the tail       complete to: nothing newer than the tail up to that instant
 
 Invariants
-  H1  A transaction stands if all its events are kept: those below the stream's start, and one cut by it, are gone.
+  H1  A transaction stands if all its events are kept: those below the stream's start, and one cut by it, are gone; so
+      is, where a part is damaged, everything from that part on.
   H2  A beacon that doesn't match the tail says nothing, and neither does a damaged one.
+  H3  What is read only behind a point that somebody remembers is read so because the log still has that very
+      transaction, by its digest; else the timeline is read from its beginning, and `denied` names it.
+
+Failures: those of the log's readers. `read_history` raises damage, too; `read_standing` tells it beside what stands.
 """
 
 from __future__ import annotations
@@ -21,7 +26,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from uuid import UUID
 
-from replicator.errors import FormatError
+from replicator.errors import DamageError, FormatError
 from replicator.events.bodies import PointLabelled, TimelineStarted, TransactionCommitted
 from replicator.events.codec import Event
 from replicator.events.state import StreamState
@@ -36,7 +41,11 @@ from replicator.repository.labels import valid_labels
 
 @dataclass(frozen=True, slots=True)
 class LoggedHistory:
-    """`points` by timeline and number; `labels` are those given to points that aren't among them."""
+    """`points` by timeline and number; `labels` are those given to points that aren't among them.
+
+    `committed` is the number of each timeline's last transaction (0 for none), where its end could be read; `denied`
+    are the timelines whose remembered point the log hasn't (H3); `damage` is what was met first.
+    """
 
     points: tuple[LoggedPoint, ...]
     timelines: tuple[Timeline, ...]
@@ -44,6 +53,9 @@ class LoggedHistory:
     complete_to_ns: int | None
     labels: Mapping[tuple[int, int], tuple[str, ...]] = field(default_factory=dict)
     groups: tuple[LoggedGroup, ...] = ()
+    committed: Mapping[int, int] = field(default_factory=dict)
+    denied: frozenset[int] = frozenset()
+    damage: DamageError | None = None
 
     @property
     def lineage(self) -> Lineage:
@@ -51,33 +63,35 @@ class LoggedHistory:
         return Lineage(self.timelines or (Timeline(1),))
 
 
-def read_history(log: Log, volume: UUID, after: Mapping[int, int] | None = None) -> LoggedHistory:
-    """All that `log` has of `volume`; points of a timeline only behind the event `after[timeline]`, if it is given."""
+def read_history(log: Log, volume: UUID) -> LoggedHistory:
+    """All that `log` has of `volume`."""
+    history = read_standing(log, volume)
+    if history.damage is not None:
+        raise history.damage
+    return history
+
+
+def read_standing(log: Log, volume: UUID, after: Mapping[int, LoggedPoint] | None = None) -> LoggedHistory:
+    """What of `volume` can be read; points of a timeline only behind `after[timeline]`, if that is given (H3)."""
+    after = after or {}
     gathered = _Gathered(volume)
-    timelines: list[Timeline] = []
-    standing: list[Stretch] = []
-    tail: StreamState | None = None
-    for number in log.timelines(volume):
-        reader = indexed(log.reader(volume, number))
-        start, state = reader.start(), reader.tail()
-        if not state.sequence:
-            continue  # claimed, and nothing published yet
-        tail = state
-        timelines.append(_timeline(reader, start, number))
-        if stretch := _standing(start, state):
-            standing.append(stretch)
-        begin = max((after or {}).get(number, 0), start.sequence) + 1
-        if begin <= state.sequence:
-            gathered.walk(reader, begin)
-    known = {each.number for each in timelines}
-    kept = tuple(each if each.parent in known else Timeline(each.number) for each in timelines)
+    looks = [_Look(gathered, indexed(log.reader(volume, number)), number) for number in log.timelines(volume)]
+    for look in looks:
+        look.take(after.get(look.timeline))
+    looks = [look for look in looks if look.is_begun]
+    known = {look.timeline for look in looks}
+    branches = [look.branch for look in looks]
+    damage = next((look.damage for look in looks if look.damage is not None), None)
     return LoggedHistory(
         tuple(gathered.points.values()),
-        kept,
-        tuple(standing),
-        complete_to(log, volume, tail),
+        tuple(each if each.parent in known else Timeline(each.number) for each in branches),
+        tuple(look.standing for look in looks if look.standing is not None),
+        complete_to(log, volume, looks[-1].tail if looks else None) if damage is None else None,
         gathered.labels,
         tuple(gathered.groups),
+        {look.timeline: look.committed for look in looks if look.tail is not None},
+        frozenset(after) - {look.timeline for look in looks if not look.denied},
+        damage,
     )
 
 
@@ -90,6 +104,82 @@ def complete_to(log: Log, volume: UUID, tail: StreamState | None) -> int | None:
     return None
 
 
+class _Look:
+    """One timeline, walked as far as it can be read."""
+
+    def __init__(self, gathered: _Gathered, reader: IndexedReader, timeline: int) -> None:
+        self._gathered, self._reader, self.timeline = gathered, reader, timeline
+        self.branch = Timeline(timeline)
+        self.tail: StreamState | None = None
+        self.standing: Stretch | None = None
+        self.damage: DamageError | None = None
+        self.denied = False
+        self._anchor: LoggedPoint | None = None
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether it has events: not only claimed, with nothing published yet."""
+        return self.tail is None or self.tail.sequence > 0
+
+    @property
+    def committed(self) -> int:
+        """The number of its last transaction; 0 where it has none of its own."""
+        found = self.tail.committed if self.tail is not None else None
+        return found.number if found is not None and found.timeline == self.timeline else 0
+
+    def take(self, anchor: LoggedPoint | None) -> None:
+        """Walk it, behind `anchor` if that stands in it (H3)."""
+        try:
+            self.tail = self._reader.tail()
+        except DamageError as error:
+            self.damage = error
+        try:
+            start = self._reader.start()
+            if self.is_begun:
+                self._walk(start, anchor)
+        except DamageError as error:
+            self.damage = self.damage or error
+            return
+        self.standing = self._stands_from(start)
+
+    def _walk(self, start: StreamState, anchor: LoggedPoint | None) -> None:
+        self.branch = _timeline(self._reader, start, self.timeline)
+        begin = start.sequence + 1
+        try:
+            if anchor is not None:
+                self.denied = not self._has(anchor, start)
+                if not self.denied and anchor.sequence >= begin:
+                    self._anchor, begin = anchor, anchor.sequence + 1
+            if self.tail is None or begin <= self.tail.sequence:
+                self._gathered.walk(self._reader, begin)
+        except DamageError as error:
+            self.damage = self.damage or error
+
+    def _has(self, anchor: LoggedPoint, start: StreamState) -> bool:
+        """Whether the log has this transaction; of one that was trimmed nobody can tell otherwise."""
+        if self.tail is not None and self.tail.sequence < anchor.sequence:
+            return False
+        if anchor.sequence <= start.sequence or not anchor.digest:
+            return True
+        try:
+            part = next(iter(self._reader.parts(anchor.sequence)), None)
+        except DamageError as error:  # as if it were there: what is damaged contradicts nobody
+            self.damage = self.damage or error
+            return True
+        events = part.facts if part is not None else ()
+        found = next((each for each in events if each.header.sequence == anchor.sequence), None)
+        return found is not None and found.digest == anchor.digest
+
+    def _stands_from(self, start: StreamState) -> Stretch | None:
+        """The transactions of the timeline that are whole (H1)."""
+        end = self.committed + 1
+        if self.damage is not None:
+            numbers = [number for timeline, number in self._gathered.points if timeline == self.timeline]
+            end = 1 + max(numbers, default=self._anchor.number if self._anchor is not None else 0)
+        begin = start.next_number + (1 if start.open is not None else 0)
+        return Stretch(self.timeline, begin, end) if begin < end else None
+
+
 def _timeline(reader: IndexedReader, start: StreamState, number: int) -> Timeline:
     """The timeline with its parent, if the event that names it is kept."""
     if number == 1 or start.sequence:
@@ -100,15 +190,6 @@ def _timeline(reader: IndexedReader, start: StreamState, number: int) -> Timelin
                 return Timeline(number, event.body.parent.timeline, event.body.parent.number)
         break
     return Timeline(number)
-
-
-def _standing(start: StreamState, tail: StreamState) -> Stretch | None:
-    """The transactions of a timeline that are whole (H1)."""
-    committed = tail.committed
-    if committed is None or committed.timeline != tail.timeline:
-        return None
-    begin = start.next_number + (1 if start.open is not None else 0)
-    return Stretch(tail.timeline, begin, committed.number + 1) if begin <= committed.number else None
 
 
 @dataclass(slots=True)

@@ -7,10 +7,10 @@ Asked by restore, points and serve: which volumes, which points, which one is me
              that its catalogue remembers, and newer ones
     log      its transactions                                     nothing
 
-Of a pool whose log can't be read the materialised points are left; `problem` says why.
+What there is of one volume is offer's (S1 there). Of a pool whose log can't be reached the materialised points are
+left; `problem` says why. Of a pool that is asked `alone` they are all there is: its log isn't asked.
 
 Invariants
-  S1  A point is listed only if it can be had: materialised, or all that lies between it and a base still stands.
   S2  A base is leased before it is read, and its row is looked at again under the lease: a dev_id that was given anew
       meanwhile is never taken for the point that it once was.
 
@@ -19,8 +19,6 @@ Failures: NotFoundError (no such source, volume or point), ConflictError, and th
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, tzinfo
@@ -29,52 +27,31 @@ from uuid import UUID
 
 from replicator.errors import NotFoundError, ReplicatorError, UnavailableError, UsageError
 from replicator.history.groups import GroupPoint, Member
-from replicator.history.lineage import Lineage, Revision, Stretch, Timeline, absent
-from replicator.history.plan import EmptyBase, Inventory, Plan, SnapshotBase, plan
+from replicator.history.plan import EmptyBase, Plan, SnapshotBase
 from replicator.history.points import (
     ByLabel,
     ByNumber,
     PointSpecification,
     RestorePoint,
     Wanted,
-    merged,
     parse_specification,
 )
-from replicator.history.resolve import NamedVolume, PointNotFoundError, resolve, resolve_volume
+from replicator.history.resolve import NamedVolume, PointNotFoundError, resolve_volume
 from replicator.log.interface import Log
 from replicator.log.opening import is_log, log_places, open_log
-from replicator.pool.catalogue_schema import LoggedGroup, LoggedPoint, Purpose, Snapshot
+from replicator.pool.catalogue_schema import LoggedGroup, Snapshot
 from replicator.pool.interface import Pool
 from replicator.pool.origins import open_origin
 from replicator.pool.reading import read_beside, read_pool
 from replicator.pool.view import CatalogueView
 from replicator.repository.catalogued import CataloguedPool, ReadPool
 from replicator.repository.groups import group_cut_of, groups_with
-from replicator.repository.labels import valid_labels
 from replicator.repository.layers import Layers, collect, no_layers
-from replicator.repository.logged import LoggedHistory, read_history
+from replicator.repository.offer import Asked, Offer, read_offer
 from replicator.repository.point import Beneath, EmptyDisk, PointDisk
 from replicator.repository.remembered import LOG_SETTING
 
 _TRIES = 3  # a snapshot may retire between the view and the lease; thrice in a row is no coincidence
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """What there is of one volume: its points (S1), how they hang together, and what bars others."""
-
-    volume: NamedVolume
-    points: tuple[RestorePoint, ...]
-    lineage: Lineage
-    inventory: Inventory
-    complete_to_ns: int | None
-    sequences: dict[tuple[int, int], int]
-    problem: ReplicatorError | None = None
-    groups: tuple[LoggedGroup, ...] = ()
-
-    def has(self, number: int) -> bool:
-        """Whether transaction `number` of the current lineage can be had; 0, nothing, always can."""
-        return number == 0 or any(each.number == number for each in self.points)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,49 +104,9 @@ class Source:
         """What there is of a volume, read once."""
         found = self._offers.get(volume.uuid)
         if found is None:
-            found = self._offers[volume.uuid] = self._read_offer(volume)
+            asked = Asked(self.name, self.pool, self.log, self.log_problem)
+            found = self._offers[volume.uuid] = read_offer(asked, volume)
         return found
-
-    def _read_offer(self, volume: NamedVolume) -> Offer:
-        view = self.pool.view() if self.pool is not None else None
-        remembered = self.pool.points(volume.uuid) if self.pool is not None else []
-        history, problem = self._history(volume.uuid, remembered)
-        lineage = _joined_lineage(view, volume.uuid, history)
-        snapshots = view.snapshots_of(volume.uuid, Purpose.POINT) if view is not None else []
-        held = [each.restore_point() for each in snapshots if each.number]
-        inventory = Inventory(tuple(held), (), history.standing if history else ())
-        logged = [*remembered, *(history.points if history else ())]
-        labels = dict(history.labels) if history else {}
-        points = merged([*held, *(each.restore_point() for each in logged)])
-        points = [_labelled(each, labels) for each in points]
-        return Offer(
-            volume,
-            tuple(reachable(points, inventory, lineage)),
-            lineage,
-            inventory,
-            history.complete_to_ns if history else None,
-            {(each.timeline, each.number): each.sequence for each in logged},
-            problem,
-            groups_with(
-                volume.uuid, [*(self.pool.groups() if self.pool else ()), *(history.groups if history else ())]
-            ),
-        )
-
-    def _history(
-        self, volume: UUID, remembered: list[LoggedPoint]
-    ) -> tuple[LoggedHistory | None, ReplicatorError | None]:
-        """What the log adds to what the catalogue remembers; where there is a pool, a log that is away is no end."""
-        if self.log is None:
-            return None, self.log_problem
-        after: dict[int, int] = {}
-        for each in remembered:
-            after[each.timeline] = max(after.get(each.timeline, 0), each.sequence)
-        try:
-            return read_history(self.log, volume, after), None
-        except ReplicatorError as error:
-            if self.pool is None:
-                raise
-            return None, error
 
     # -- one point -----------------------------------------------------------------------------------------------
 
@@ -180,15 +117,7 @@ class Source:
         offer = self.offer(self.volume(specification.volume))
 
         def found(wanted: PointSpecification) -> RestorePoint:
-            return resolve(
-                wanted,
-                offer.points,
-                now_ns=now_ns,
-                complete_to_ns=offer.complete_to_ns,
-                lineage=offer.lineage,
-                accept_gap=accept_gap,
-                zone=zone,
-            )
+            return offer.resolve(wanted, now_ns=now_ns, accept_gap=accept_gap, zone=zone)
 
         try:
             return offer, found(specification)
@@ -230,16 +159,27 @@ class Source:
         specification = parse_specification(text, zone)
         for attempt in range(_TRIES):
             offer, point = self.find(specification, now_ns=now_ns, accept_gap=accept_gap, zone=zone)
-            planned = plan(Revision(point.timeline, point.number, point.digest), offer.inventory, offer.lineage)
             try:
-                disk = self._open_planned(offer, point, planned, window_chunks)
+                return self._opened(offer, point, window_chunks)
             except _RetiredError as error:
                 self._offers.pop(offer.volume.uuid, None)
                 if attempt == _TRIES - 1:
                     raise UnavailableError(error.message, mend="run the same command again") from None
-                continue
-            return OpenedPoint(disk, offer.volume, point, planned, offer.complete_to_ns)
         raise AssertionError("unreachable")
+
+    def reopen(self, before: OpenedPoint) -> OpenedPoint:
+        """The very point that was opened before, whatever its number or `latest` means now (S2)."""
+        offer = self.offer(self.volume(str(before.volume.uuid)))
+        wanted = (before.point.timeline, before.point.number, before.point.digest)
+        for point in offer.points:
+            if (point.timeline, point.number, point.digest) == wanted:
+                return self._opened(offer, point, 0)
+        raise UnavailableError(f"{before.disk.name} isn't there any more, or isn't the point that was served")
+
+    def _opened(self, offer: Offer, point: RestorePoint, window_chunks: int) -> OpenedPoint:
+        planned = offer.plan(point)
+        disk = self._open_planned(offer, point, planned, window_chunks)
+        return OpenedPoint(disk, offer.volume, point, planned, offer.complete_to_of(point))
 
     def _open_planned(self, offer: Offer, point: RestorePoint, planned: Plan, window_chunks: int) -> PointDisk:
         with ExitStack() as held:
@@ -311,21 +251,32 @@ class _RetiredError(NotFoundError):
     """The snapshot went away between looking and leasing."""
 
 
-def open_source(text: str, *, beside: Pool | None = None) -> Source:
-    """The pool or log that `text` names, a pool with the log that it remembers; `beside`: that pool, open here."""
-    if is_log(text):
-        return Source(text, log=open_log(text), places=log_places(text))
+def require_source(text: str) -> None:
+    """Refuse what is neither a pool nor a log."""
+    if is_log(text) or (not text.startswith(("dm:", "lvm:")) and (Path(text) / "metadata").exists()):
+        return
     if text.startswith(("dm:", "lvm:")):
         mend = "name the log that it is published to"
         raise UsageError(f"{text}: kernel pools can't be restored from yet", mend=mend)
+    raise NotFoundError(
+        f"{text} is neither a pool nor a log", mend="name a pool's directory, or a log: a directory that has one"
+    )
+
+
+def open_source(text: str, *, beside: Pool | None = None, alone: bool = False) -> Source:
+    """The pool or log that `text` names, a pool with the log that it remembers; `beside`: that pool, open here.
+
+    `alone`: the pool without its log, which is its snapshots.
+    """
+    require_source(text)
+    if is_log(text):
+        if alone:
+            raise UsageError(f"{text} is a log", mend="name a pool, or leave --from-pool out")
+        return Source(text, log=open_log(text), places=log_places(text))
     path = Path(text)
-    if not (path / "metadata").exists():
-        raise NotFoundError(
-            f"{text} is neither a pool nor a log", mend="name a pool's directory, or a log: a directory that has one"
-        )
     pool = CataloguedPool(read_pool(path) if beside is None else read_beside(beside))
     try:
-        log, problem = _log_of(pool.view())
+        log, problem = (None, None) if alone else _log_of(pool.view())
     except BaseException:
         pool.close()
         raise
@@ -341,52 +292,3 @@ def _log_of(view: CatalogueView) -> tuple[Log | None, ReplicatorError | None]:
         return open_log(url), None
     except ReplicatorError as error:
         return None, error
-
-
-def _joined_lineage(view: CatalogueView | None, volume: UUID, history: LoggedHistory | None) -> Lineage:
-    """The timelines that pool and log know together; whoever knows a timeline's parent is believed."""
-    known: dict[int, Timeline] = {}
-    for lineage in (view.lineage(volume) if view is not None else None, history.lineage if history else None):
-        for each in lineage.timelines if lineage is not None else ():
-            if each.number not in known or each.parent is not None:
-                known[each.number] = each
-    kept = (each if each.parent is None or each.parent in known else Timeline(each.number) for each in known.values())
-    return Lineage(tuple(sorted(kept, key=lambda each: each.number)) or (Timeline(1),))
-
-
-def _labelled(point: RestorePoint, labels: dict[tuple[int, int], tuple[str, ...]]) -> RestorePoint:
-    """`point` with the labels that it got in the log since the catalogue last heard of it."""
-    more = labels.get((point.timeline, point.number))
-    return point if more is None else replace(point, labels=valid_labels((*point.labels, *more)))
-
-
-def reachable(points: Iterable[RestorePoint], inventory: Inventory, lineage: Lineage) -> list[RestorePoint]:
-    """The points that can be had (S1), in their order; agrees with history/plan, at one search a point."""
-    ways = {
-        each.timeline: (each, *_ways(each, inventory, lineage))
-        for each in inventory.standing
-        if lineage.knows(each.timeline)
-    }
-    return [each for each in points if each.materialised or _is_reachable(each, ways.get(each.timeline))]
-
-
-def _is_reachable(point: RestorePoint, way: tuple[Stretch, int, list[int]] | None) -> bool:
-    """Whether a base lies on the way to the point, and nothing is missing between them."""
-    if way is None or not way[0].begin <= point.number < way[0].end:
-        return False
-    _, floor, bases = way
-    at = bisect_right(bases, point.number)
-    return at > 0 and bases[at - 1] >= floor
-
-
-def _ways(stretch: Stretch, inventory: Inventory, lineage: Lineage) -> tuple[int, list[int]]:
-    """(the lowest number from which all stands up to the stretch, the numbers of bases on that path, ascending)."""
-    path = lineage.path(stretch.timeline, stretch.end - 1)
-    floor = 0
-    for each in reversed(path):
-        if missing := absent((each,), inventory.standing):
-            floor = missing[-1].end - 1
-            break
-    tip = Revision(stretch.timeline, stretch.end - 1)
-    held = (Revision(each.timeline, each.number) for each in inventory.points if each.dev_id is not None)
-    return floor, sorted([0, *(each.number for each in held if lineage.is_ancestor(each, tip))])

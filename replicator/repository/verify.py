@@ -95,8 +95,16 @@ class _Walk:
                 return
             except DamageError as error:
                 self._verified.add(self._timeline, self.sequence, error)
-            self.sequence += len(self._reader.index_of(self.sequence).offsets)
-            checker = None
+            if not (count := self._count_at(self.sequence)):
+                return
+            self.sequence, checker = self.sequence + count, None
+
+    def _count_at(self, sequence: int) -> int:
+        """How many events the part has by its own index; 0 where that can't be read either: it is one finding."""
+        try:
+            return len(self._reader.index_of(sequence).offsets)
+        except DamageError:
+            return 0
 
     def _checked(self, part: Part, checker: ChainChecker | None) -> ChainChecker:
         """The checker behind `part`; what is wrong with the part is noted."""

@@ -16,7 +16,8 @@ from replicator.log.object_log import ObjectLog
 from replicator.log.parts import EventParts, IndexedReader, indexed
 from replicator.repository.logged import read_history
 from replicator.repository.point import DATA, NOTHING, ZEROS, PointDisk
-from replicator.repository.source import Source, reachable
+from replicator.repository.offer import reachable
+from replicator.repository.source import Source
 from replicator.units import CHUNK_BYTES, SECTOR_BYTES
 from tests.support.memory_objects import MemoryStore
 from tests.support.pools_in_memory import MemoryPool, point_snapshot

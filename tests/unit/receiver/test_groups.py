@@ -78,6 +78,8 @@ def test_a_groups_points_have_their_members(database: Database, command: Command
     command("receiver", "run", folder / "replica", "--log", folder / "log", "--once")
     for found in (points(command, source), points(command, source, "data")):
         group = found["data", 2]
+        told = command("restore", source, "data@2", "--to", "-", "--dry-run", "--json").document
+        assert told["point"]["group"] == group, "restore tells it as the list does"
         assert group["whole"] and group["labels"] == ["friday"]
         assert {(each["volume"], each["number"], each["there"]) for each in group["members"]} == {  # type: ignore[attr-defined]  # what a JSON document holds has no type
             ("data", 2, True),

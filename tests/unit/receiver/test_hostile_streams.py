@@ -12,6 +12,7 @@ import pytest
 
 from receiver.errors import ANEW
 from receiver.facts import Activity
+from receiver.mends import named
 from replicator.events.bodies import PublisherOpened
 from replicator.events.codec import Event
 from replicator.events.stream_errors import ForkError, OtherHistoryError
@@ -137,7 +138,9 @@ def test_a_fork_within_an_epoch_stops_that_volume_alone_with_both_histories(tmp_
     with pytest.raises(ForkError, match="fork within epoch 1") as caught:
         follower(replica, ours, mixed).follow(None)  # type: ignore[arg-type]  # any log does
     told = caught.value
-    assert theirs.state.volume == ours.uuid and told.mend == ANEW and told.exit_code == 4
+    assert (
+        theirs.state.volume == ours.uuid and told.mend == named(ANEW, replica.folder, log.name) and told.exit_code == 4
+    )
     assert any(event.digest.hex() in told.message for event in theirs.events[fork_at:]), "theirs is named"
     assert any(event.digest.hex() in told.message for event in ours_events(log, ours.uuid)), "and ours"
     assert assert_prefix(replica, ours) == 4, "what came before is applied"
@@ -171,7 +174,9 @@ def test_a_log_that_lost_its_end(replica: ReplicaPool, lost: int) -> None:
     with pytest.raises(LostEndError, match="lost its end") as caught:
         follower(replica, source, shorter).follow(None)
     assert str(source.uuid) in caught.value.message and f"after {len(events) - lost}" in caught.value.message
-    assert caught.value.mend
+    mend = str(caught.value.mend)
+    assert "as long as nothing was published since" in mend and f"receiver run {replica.folder}.new --log" in mend
+    assert f"points list {replica.folder} disk-1" in mend and "POOL" not in mend and "NAME" not in mend
     assert assert_prefix(replica, source) == source.state.number
     waiter = ManualWaiter(stop_after=1)
     stopped = follower(replica, source, shorter, waiter=waiter, stopping=lambda: waiter.waits > 0)

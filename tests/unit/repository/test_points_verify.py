@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
 from replicator.errors import DamageError, NotFoundError, UnavailableError
 from replicator.events.beacon import Beacon
+from replicator.history.divided import TwoHistoriesError
 from replicator.history.lineage import HistoryConflictError
 from replicator.history.plan import PointUnreachableError
 from replicator.history.resolve import AmbiguousVolumeError, BeyondCompleteError, PointNotFoundError
@@ -79,10 +81,23 @@ def test_another_base_shows_before_it_is_read() -> None:
         row.dev_id, row.volume, Purpose.POINT, row.timestamp_ns, row.size_bytes, 1, 2, digest=bytes(16)
     )
     stand.pool.logged = []
-    with pytest.raises((HistoryConflictError, DamageError)) as caught:
-        stand.open(f"{NAME}@3")
-    assert caught.value.exit_code in (3, 4)
+    with pytest.raises(TwoHistoriesError) as caught:
+        stand.open(f"{NAME}@2")
+    assert caught.value.exit_code == 4
     assert stand.pool.leased == 0
+    with stand.open(f"{NAME}@3") as disk:
+        assert disk.pread(SIZE, 0) == stand.history.contents[1, 3], "the log's, on nothing of the other history"
+
+
+def test_a_base_that_another_one_replaces_behind_the_judgement() -> None:
+    stand = Stand()
+    source = stand.source()
+    offer = source.offer(source.volume(NAME))
+    wrong = replace(offer.points[1], digest=bytes(16))
+    source._offers[offer.volume.uuid] = replace(offer, inventory=replace(offer.inventory, points=(wrong,)))
+    with pytest.raises(HistoryConflictError) as caught:
+        source.open_point(f"{NAME}@3", now_ns=NOW_NS)
+    assert caught.value.exit_code == 4 and stand.pool.leased == 0
 
 
 def test_a_flipped_bit_in_a_frame_is_named_by_its_segment() -> None:

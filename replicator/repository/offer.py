@@ -1,0 +1,334 @@
+"""What a pool and its log offer of one volume: its restore points, what bars others, and whether both tell one history.
+
+Beneath source, over logged (the log), catalogued (the pool) and history/divided (where they disagree).
+
+    the pool has                                    the log has            history
+    nothing of it, or only what the log has too     its transactions       one
+    a transaction, by (timeline, number, digest),   another one, or none   two: divided; nothing is merged
+    as a snapshot, remembered, or as its position
+
+Invariants
+  S1  A point is listed only if it can be had: materialised, or all that lies between it and a base still stands.
+  O1  The pool is asked before the log: what it knows of the log is older than what the log says then.
+  O2  Of two histories each one's points are planned by its own lineage and on its own bases.
+
+Failures: those of the log's readers, where there is no pool; damage is no failure, but told (`damage`).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, tzinfo
+from uuid import UUID
+
+from replicator.errors import DamageError, ReplicatorError
+from replicator.history.divided import Divided, History
+from replicator.history.lineage import Lineage, Revision, Stretch, Timeline, absent
+from replicator.history.plan import Inventory, Plan, SnapshotBase, plan
+from replicator.history.points import Latest, PointSpecification, RestorePoint, merged
+from replicator.history.resolve import BeyondCompleteError, NamedVolume, PointNotFoundError, resolve
+from replicator.log.interface import Log
+from replicator.pool.catalogue_schema import LoggedGroup, LoggedPoint, Position, Purpose, Role
+from replicator.pool.view import CatalogueView
+from replicator.repository.catalogued import ReadPool
+from replicator.repository.groups import groups_with
+from replicator.repository.labels import valid_labels
+from replicator.repository.logged import LoggedHistory, read_standing
+
+_PASSING = "or name a point before it by its number (points list shows them); --accept-gap takes the newest of them"
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What there is of one volume: its points (S1), how they hang together, and what bars others.
+
+    `unkept`: the pool itself is at this point, later than all that can be had without its log. `problem`: that can't be
+    reached. `damage`: what it has behind all this can't be read. `divided`: pool and log have two histories;
+    `inventory` and `sequences` are then the log's, and so is `complete_to_ns` in any case.
+    """
+
+    volume: NamedVolume
+    points: tuple[RestorePoint, ...]
+    lineage: Lineage
+    inventory: Inventory
+    complete_to_ns: int | None
+    sequences: Mapping[tuple[int, int], int]
+    problem: ReplicatorError | None = None
+    groups: tuple[LoggedGroup, ...] = ()
+    damage: DamageError | None = None
+    divided: Divided | None = None
+    unkept: RestorePoint | None = None
+
+    def has(self, number: int) -> bool:
+        """Whether transaction `number` of the current lineage can be had; 0, nothing, always can."""
+        return number == 0 or any(each.number == number for each in self.points)
+
+    def history_of(self, point: RestorePoint) -> str | None:
+        """Which of two histories the point belongs to: "pool", "log" or "both"; None where there is but one."""
+        return None if self.divided is None else self.divided.side_of(point)
+
+    def complete_to_of(self, point: RestorePoint) -> int | None:
+        """Up to when the history that the point belongs to is known to be complete."""
+        return None if self.history_of(point) == "pool" else self.complete_to_ns
+
+    def plan(self, point: RestorePoint) -> Plan:
+        """How to get the point (O2)."""
+        target = Revision(point.timeline, point.number, point.digest)
+        if point.dev_id is not None:
+            return Plan(target, SnapshotBase(target, point.dev_id), ())
+        return plan(target, self.inventory, self.divided.log.lineage if self.divided is not None else self.lineage)
+
+    def resolve(
+        self, wanted: PointSpecification, *, now_ns: int, accept_gap: bool = False, zone: tzinfo = UTC
+    ) -> RestorePoint:
+        """The point that is meant; what damage may hide isn't answered with what is left."""
+        if self.divided is not None:
+            return self._had(self.divided, self.divided.resolve(wanted, now_ns=now_ns, zone=zone), zone)
+        if self.damage is not None and not accept_gap and isinstance(wanted.wanted, Latest):
+            raise self._damaged()
+        try:
+            return resolve(
+                wanted,
+                self.points,
+                now_ns=now_ns,
+                complete_to_ns=self.complete_to_ns,
+                lineage=self.lineage,
+                accept_gap=accept_gap,
+                zone=zone,
+            )
+        except (PointNotFoundError, BeyondCompleteError):
+            if self.damage is not None and not accept_gap:
+                raise self._damaged() from None
+            raise
+
+    def _had(self, divided: Divided, meant: RestorePoint, zone: tzinfo) -> RestorePoint:
+        for each in self.points:
+            if (each.timeline, each.number, each.digest) == (meant.timeline, meant.number, meant.digest):
+                return each
+        whose = divided.pool.name if divided.is_only_the_pools(meant) else divided.log.name
+        raise PointNotFoundError(
+            f"{meant.describe(zone)} is known to {whose} alone, and can't be had: {divided.message(zone)}",
+            self.points,
+            mend=divided.mend,
+        )
+
+    def _damaged(self) -> DamageError:
+        """The damage, with what can be done."""
+        assert self.damage is not None
+        if _PASSING not in (self.damage.mend or ""):
+            self.damage.mend = f"{self.damage.mend or 'mend the log'}; {_PASSING}"
+        return self.damage
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Who is asked: a pool, a log, or both; `problem` is why a pool's log isn't there."""
+
+    name: str
+    pool: ReadPool | None
+    log: Log | None
+    problem: ReplicatorError | None = None
+
+
+def read_offer(asked: Asked, volume: NamedVolume) -> Offer:
+    """What there is of `volume`."""
+    view = asked.pool.view() if asked.pool is not None else None
+    remembered = asked.pool.points(volume.uuid) if asked.pool is not None else []
+    known = _Known(volume, view, remembered)
+    history, problem = _history(asked, volume.uuid, known)
+    cuts = [*(asked.pool.groups() if asked.pool else ()), *(history.groups if history else ())]
+    groups = groups_with(volume.uuid, cuts)
+    if history is not None and asked.log is not None and known.is_denied(history):
+        return _divided_offer(asked, known, read_standing(asked.log, volume.uuid), groups)
+    return _joined_offer(known, history, problem, groups)
+
+
+def _history(asked: Asked, volume: UUID, known: _Known) -> tuple[LoggedHistory | None, ReplicatorError | None]:
+    """What the log adds to what the catalogue remembers; where there is a pool, a log that is away is no end."""
+    if asked.log is None:
+        return None, asked.problem
+    try:
+        history = read_standing(asked.log, volume, known.anchors())
+        if not history.denied and known.has_unseen(history):
+            history = read_standing(asked.log, volume)
+        return history, None
+    except ReplicatorError as error:
+        if asked.pool is None:
+            raise
+        return None, error
+
+
+class _Known:
+    """What a pool knows of one volume's history; nothing, where there is no pool."""
+
+    def __init__(self, volume: NamedVolume, view: CatalogueView | None, remembered: list[LoggedPoint]) -> None:
+        self.volume, self.view, self.remembered = volume, view, remembered
+        rows = view.snapshots_of(volume.uuid, Purpose.POINT) if view is not None else []
+        self.held = [each.restore_point() for each in rows if each.number]
+
+    def anchors(self) -> dict[int, LoggedPoint]:
+        """The last point of each timeline that is remembered: the log is looked at from there on."""
+        found: dict[int, LoggedPoint] = {}
+        for each in self.remembered:
+            if each.timeline not in found or found[each.timeline].sequence < each.sequence:
+                found[each.timeline] = each
+        return found
+
+    def positions(self, history: LoggedHistory | None) -> list[RestorePoint]:
+        """What the volume is published or applied up to, by the log's own word; after a rebase that is to come."""
+        if self.view is None:
+            return []
+        lineage = _joined_lineage(self.view, self.volume.uuid, history)
+        found = (self.view.position(self.volume.uuid, role) for role in Role)
+        return [_point_of(each, lineage) for each in found if each is not None and each.number and each.sequence]
+
+    def unkept(self, points: list[RestorePoint]) -> RestorePoint | None:
+        """Its position, if no point that can be had without the log is as new."""
+        newest = max((each.number for each in points if each.materialised), default=0)
+        return next((each for each in self.positions(None) if each.number > newest), None)
+
+    def is_denied(self, history: LoggedHistory) -> bool:
+        """Whether the log lacks a transaction that the pool has, or has another one of its number."""
+        digests = self._digests(history)
+        return bool(history.denied) or any(
+            self._is_beyond(each, history) or _differs(each, digests.get((each.timeline, each.number)))
+            for each in (*self.held, *self.positions(history))
+        )
+
+    def has_unseen(self, history: LoggedHistory) -> bool:
+        """Whether there is a snapshot that only the whole log can be held against."""
+        digests = self._digests(history)
+        standing = {(each.timeline): range(each.begin, each.end) for each in history.standing}
+        return any(
+            (each.timeline, each.number) not in digests and each.number in standing.get(each.timeline, ())
+            for each in (*self.held, *self.positions(history))
+        )
+
+    def _digests(self, history: LoggedHistory) -> dict[tuple[int, int], bytes]:
+        """What the log has, by its own word, and where it bears them out by what is remembered of it."""
+        listed = [*(each for each in self.remembered if each.timeline not in history.denied), *history.points]
+        return {(each.timeline, each.number): each.digest for each in listed}
+
+    @staticmethod
+    def _is_beyond(point: RestorePoint, history: LoggedHistory) -> bool:
+        if history.damage is not None and point.timeline not in history.committed:
+            return False
+        return point.number > history.committed.get(point.timeline, 0)
+
+
+def _differs(point: RestorePoint, digest: bytes | None) -> bool:
+    return bool(point.digest and digest) and point.digest != digest
+
+
+def _point_of(position: Position, lineage: Lineage) -> RestorePoint:
+    """Its last transaction, which is the parent's where its timeline has none yet."""
+    path = lineage.path(position.timeline, position.number) if lineage.knows(position.timeline) else ()
+    timeline = path[-1].timeline if path else position.timeline
+    return RestorePoint(position.volume, timeline, position.number, position.timestamp_ns, digest=position.digest)
+
+
+def _joined_offer(
+    known: _Known, history: LoggedHistory | None, problem: ReplicatorError | None, groups: tuple[LoggedGroup, ...]
+) -> Offer:
+    """One history: each point once, with the snapshot of one and the labels of both."""
+    lineage = _joined_lineage(known.view, known.volume.uuid, history)
+    inventory = Inventory(tuple(known.held), (), history.standing if history else ())
+    logged = [*known.remembered, *(history.points if history else ())]
+    points = merged([*known.held, *(each.restore_point() for each in logged)])
+    labels = history.labels if history else {}
+    return Offer(
+        known.volume,
+        tuple(reachable([_labelled(each, labels) for each in points], inventory, lineage)),
+        lineage,
+        inventory,
+        history.complete_to_ns if history else None,
+        {(each.timeline, each.number): each.sequence for each in logged},
+        problem,
+        groups,
+        history.damage if history else None,
+        unkept=known.unkept(points) if history is None else None,
+    )
+
+
+def _divided_offer(asked: Asked, known: _Known, history: LoggedHistory, groups: tuple[LoggedGroup, ...]) -> Offer:
+    """Two histories: the log's points, on the snapshots that it bears out, and the pool's other snapshots (O2)."""
+    assert asked.log is not None, "a log that denies something is there"
+    told = [_labelled(each.restore_point(), history.labels) for each in history.points]
+    remembered = [each.restore_point() for each in known.remembered]
+    pools_lineage = _joined_lineage(known.view, known.volume.uuid, None)
+    divided = Divided(
+        known.volume.name,
+        History.of(
+            f"the pool {asked.name}", merged([*known.held, *remembered, *known.positions(history)]), pools_lineage
+        ),
+        History.of(f"the log {asked.log.name}", told, history.lineage),
+        f"choose one: replicator restore {asked.log.name} {known.volume.name}@POINT has the log's points,"
+        f" replicator restore {asked.name} {known.volume.name}@POINT --from-pool the pool's snapshots;"
+        f" a new replica follows the log: replicator receiver run NEW_POOL --log {asked.log.name}",
+    )
+    common = [each for each in known.held if divided.side_of(each) == "both"]
+    inventory = Inventory(tuple(common), (), history.standing)
+    points = reachable(merged([*common, *told]), inventory, history.lineage)
+    return Offer(
+        known.volume,
+        tuple(merged([*points, *(each for each in known.held if divided.is_only_the_pools(each))])),
+        _joined_lineage(known.view, known.volume.uuid, history),
+        inventory,
+        history.complete_to_ns,
+        {(each.timeline, each.number): each.sequence for each in history.points},
+        None,
+        groups,
+        history.damage,
+        divided,
+    )
+
+
+def _joined_lineage(view: CatalogueView | None, volume: UUID, history: LoggedHistory | None) -> Lineage:
+    """The timelines that pool and log know together; whoever knows a timeline's parent is believed."""
+    known: dict[int, Timeline] = {}
+    for lineage in (view.lineage(volume) if view is not None else None, history.lineage if history else None):
+        for each in lineage.timelines if lineage is not None else ():
+            if each.number not in known or each.parent is not None:
+                known[each.number] = each
+    kept = (each if each.parent is None or each.parent in known else Timeline(each.number) for each in known.values())
+    return Lineage(tuple(sorted(kept, key=lambda each: each.number)) or (Timeline(1),))
+
+
+def _labelled(point: RestorePoint, labels: Mapping[tuple[int, int], tuple[str, ...]]) -> RestorePoint:
+    """`point` with the labels that it got in the log since the catalogue last heard of it."""
+    more = labels.get((point.timeline, point.number))
+    return point if more is None else replace(point, labels=valid_labels((*point.labels, *more)))
+
+
+def reachable(points: Iterable[RestorePoint], inventory: Inventory, lineage: Lineage) -> list[RestorePoint]:
+    """The points that can be had (S1), in their order; agrees with history/plan, at one search a point."""
+    ways = {
+        each.timeline: (each, *_ways(each, inventory, lineage))
+        for each in inventory.standing
+        if lineage.knows(each.timeline)
+    }
+    return [each for each in points if each.materialised or _is_reachable(each, ways.get(each.timeline))]
+
+
+def _is_reachable(point: RestorePoint, way: tuple[Stretch, int, list[int]] | None) -> bool:
+    """Whether a base lies on the way to the point, and nothing is missing between them."""
+    if way is None or not way[0].begin <= point.number < way[0].end:
+        return False
+    _, floor, bases = way
+    at = bisect_right(bases, point.number)
+    return at > 0 and bases[at - 1] >= floor
+
+
+def _ways(stretch: Stretch, inventory: Inventory, lineage: Lineage) -> tuple[int, list[int]]:
+    """(the lowest number from which all stands up to the stretch, the numbers of bases on that path, ascending)."""
+    path = lineage.path(stretch.timeline, stretch.end - 1)
+    floor = 0
+    for each in reversed(path):
+        if missing := absent((each,), inventory.standing):
+            floor = missing[-1].end - 1
+            break
+    tip = Revision(stretch.timeline, stretch.end - 1)
+    held = (Revision(each.timeline, each.number) for each in inventory.points if each.dev_id is not None)
+    return floor, sorted([0, *(each.number for each in held if lineage.is_ancestor(each, tip))])

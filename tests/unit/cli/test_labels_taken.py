@@ -1,0 +1,32 @@
+"""A label names one point of a volume: a second cut under it is refused, before anything is cut."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.command_line import Command, runner
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    return runner(capsys)
+
+
+def test_a_label_that_a_point_has_already(command: Command, tmp_path: Path) -> None:
+    pool, log = tmp_path / "pool", tmp_path / "log"
+    command("pool", "create", pool, "--size", "64MiB", "--metadata-size", "4MiB")
+    for name in ("v1", "v2"):
+        command("volume", "create", pool, name, "--size", "1MiB")
+    command("points", "create", pool, "v1", "--label", "one")
+    command("agent", "publish", pool, "v1", "--log", log)
+    ran = command("points", "create", pool, "v1", "--label", "one", "--json", code=4)
+    assert "'one' is the label of v1 @1" in ran.error["message"] and "another label" in ran.error["mend"]
+    command("agent", "publish", pool, "--log", log)
+    listed = command("points", "list", pool, "v1", "--json").document
+    assert [each["number"] for each in listed if "one" in each["labels"]] == [1]
+    command("restore", pool, "v1@one", "--to", tmp_path / "out.img")
+    command("points", "create", pool, "v2", "--label", "one")
+    command("points", "create", pool, "v1", "--label", "two")
+    command("points", "create", pool, "v3", "--label", "two", code=5)
