@@ -36,6 +36,7 @@ Failures: ChunkMismatchError, RoomError, NoSpaceError, ReplicaConflictError, Una
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -330,7 +331,7 @@ class Applier:
 
     def _named(self, volume: Volume, name: str) -> Volume:
         """`volume` under `name`; ReplicaConflictError where another volume has it, or the catalogue can't hold it."""
-        mend = "replicator volume rename POOL NAME NEW, here or at the source"
+        mend = f"replicator volume rename POOL {shlex.quote(name)} NEW, here or at the source"
         other = self._other_named(name)
         if other is not None and not is_deleted(self._pool.view(), other.uuid):
             raise ReplicaConflictError(

@@ -57,7 +57,10 @@ STUCK_S = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What a receiver stands on, passed in: pool, log, clocks, chance, where it tells what it does."""
+    """What a receiver stands on, passed in: pool, log, clocks, chance, where it tells what it does.
+
+    `look` is shown the pool every turn of the main thread.
+    """
 
     connect_pool: Callable[[], Pool]
     open_log: Callable[[], Log]
@@ -68,6 +71,7 @@ class Surroundings:
     zone: tzinfo
     end_owner: Callable[[Pool], None]
     open_devices: Callable[[Path], AbstractContextManager[Disks]] = open_disks
+    look: Callable[[Pool | None], None] = lambda _: None
 
 
 class Receiver:
@@ -177,6 +181,8 @@ class Receiver:
                 self._tried("retiring restore points", self._retire)
                 retain_at = monotonic() + self.config.retain_every_s
                 notify_systemd(f"STATUS={self.status({})['headline']}")
+            access = self._world.pools.known() if self._world is not None else None
+            self._around.look(access.pool if access is not None else None)
             if self.is_moving():
                 notify_systemd("WATCHDOG=1")
             self._around.waiter.wait(TURN_S)
@@ -227,8 +233,8 @@ class Receiver:
 
     def _start(self, name: str, run: Callable[[], None]) -> None:
         thread = threading.Thread(target=run, name=name, daemon=True)
-        self._threads.append(thread)
         thread.start()
+        self._threads.append(thread)  # once it lives: `is_moving` may be asked in between
 
     def _wanted(self, log: Log) -> list[VolumeEntry]:
         """The log's volumes that this receiver is for; NotFoundError for a name that the log hasn't."""

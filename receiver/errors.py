@@ -14,8 +14,18 @@ from collections.abc import Sequence
 
 from replicator.errors import ConflictError, DamageError, NoSpaceError
 
-ANEW = "make a new replica from the log: replicator receiver run NEW_POOL --log LOG"
-"""What mends a replica that isn't what the log says, whichever of its blocks are wrong."""
+ANEW = (
+    "make a new replica from the log: replicator pool create NEW_POOL --size SIZE,"
+    " then replicator receiver run NEW_POOL --log LOG"
+)
+"""What mends a replica that isn't what the log says, whichever of its blocks are wrong (names: receiver/mends)."""
+
+LOST_END = (
+    "as long as nothing was published since, put the log's end back from another copy of it;"
+    f" else nothing brings this replica on: {ANEW}."
+    " What this one holds as snapshots stays: replicator points list POOL NAME"
+)
+"""What mends a replica that is ahead of its log: once the agent has appended another history, only a new replica."""
 
 _NAMED_SPANS = 8
 

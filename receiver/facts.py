@@ -3,7 +3,8 @@
 Made by follow, judged by history/protection, shown by status. Pure.
 
 Invariants
-  F1  A beacon that doesn't match the state that was applied says nothing: `complete to` stands still.
+  F1  A beacon that doesn't match the state that was applied says nothing: `complete to` stands still, and it never goes
+      back.
   F2  `complete to` never lies before the last applied transaction.
 """
 
@@ -61,11 +62,17 @@ class Patience:
     late_after_s: float = 60.0
 
 
-def complete_to_ns(state: StreamState, newest_ns: int | None, beacon: Beacon | None) -> int | None:
-    """The instant up to which the replica is known to hold everything; None before the first transaction."""
-    if newest_ns is None or beacon is None or not beacon.matches(state):
-        return newest_ns
-    return max(newest_ns, beacon.equal_until_ns)
+def complete_to_ns(
+    state: StreamState, newest_ns: int | None, beacon: Beacon | None, known_ns: int | None = None
+) -> int | None:
+    """The instant up to which the replica is known to hold everything; None before the first transaction.
+
+    `known_ns`: what was known before (F1).
+    """
+    if newest_ns is None:
+        return None
+    said_ns = beacon.equal_until_ns if beacon is not None and beacon.matches(state) else 0
+    return max(newest_ns, said_ns, known_ns or 0)
 
 
 def replica_facts(progress: Progress, patience: Patience, now_ns: int, drift: Failure | None = None) -> ReplicaFacts:

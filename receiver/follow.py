@@ -18,6 +18,8 @@ Invariants
   W4  `alive_s` moves on with each event, look and try: who is stuck in a call shows (the daemon's watchdog).
   W5  The log's end is compared with what is applied: shorter is a lost end, the same length with another digest is
       another history; but a log that isn't there at all is away (receiver/log_access), not short.
+  W6  A beacon counts as soon as all transactions are applied: events between them, such as a publisher's opening, which
+      each pass reads anew, don't hold up *complete to*.
 """
 
 from __future__ import annotations
@@ -30,8 +32,9 @@ from uuid import UUID
 from receiver.access import Access, PoolAccess
 from receiver.apply import Applier, ApplySettings
 from receiver.attest import Attester
-from receiver.errors import ANEW, ReplicaConflictError
+from receiver.errors import ANEW, LOST_END, ReplicaConflictError
 from receiver.facts import Activity, Progress, complete_to_ns
+from receiver.mends import named
 from receiver.registering import Registrar
 from replicator.errors import (
     ConflictError,
@@ -41,7 +44,7 @@ from replicator.errors import (
     ReplicatorError,
     UnavailableError,
 )
-from replicator.events.bodies import TimelineStarted, VolumeAttested
+from replicator.events.bodies import TimelineStarted, TransactionBegan, VolumeAttested
 from replicator.events.chain import ChainChecker, Verdict
 from replicator.events.codec import Event
 from replicator.events.state import Life, StreamState
@@ -49,6 +52,7 @@ from replicator.events.stream_errors import OtherHistoryError, StreamConflictErr
 from replicator.history.protection import Failure
 from replicator.log.errors import LostEndError, TrimmedError
 from replicator.log.interface import Log, StreamReader, Waiter
+from replicator.log.parts import IndexedReader
 
 IDLE_S = 2.0
 """After so long without events the beacon and later timelines are looked at."""
@@ -98,7 +102,6 @@ class Follower:
         self._progress = Progress(volume, name)
         self._attempts = 0
         self._looked_s = float("-inf")
-        self._tail_seen: tuple[int, int] | None = None
         self._registrar = None
         if world.name is not None:
             self._registrar = Registrar(world.log, world.name, world.clock_ns, world.waiter.monotonic)
@@ -128,14 +131,13 @@ class Follower:
         access = self._world.pools.current()
         try:
             self._pass(access, idle_s)
-        except UnavailableError:
-            self._world.pools.drop_if_gone(access)
-            raise
-        except DamageError:
-            self._world.require_log()
-            raise
-        except StreamConflictError as error:
-            error.mend = error.mend or ANEW
+        except ReplicatorError as error:
+            if isinstance(error, UnavailableError):
+                self._world.pools.drop_if_gone(access)
+            if isinstance(error, DamageError):
+                self._world.require_log()
+            mend = _mend_of(error)
+            error.mend = mend and named(mend, access.pool.path, self._world.log.name, self.progress.name)
             raise
 
     def _pass(self, access: Access, idle_s: float | None) -> None:
@@ -214,9 +216,9 @@ class Follower:
         ahead = max(0, (tail.committed.number if tail.committed else 0) - number)
         if self.progress.failure is None:
             self._set(activity=Activity.APPLYING if state.open else Activity.FOLLOWING)
-        oldest_ns = self._oldest_waiting(ahead, number, state)
+        oldest_ns = _next_cut_ns(reader, state) if ahead else None
         self._set(waiting_count=ahead, oldest_waiting_ns=oldest_ns, skipped=checker.skipped)
-        self._read_beacon(state, newest_ns)
+        self._read_beacon(tail if _is_all(tail, state) else state, newest_ns)
 
     def _tell_applied(self, applier: Applier) -> tuple[int, int | None]:
         """What the pool has; the number of the newest transaction, and its timestamp."""
@@ -245,24 +247,14 @@ class Follower:
         self.alive_s = self._world.waiter.monotonic()
 
     def _read_beacon(self, state: StreamState, newest_ns: int | None) -> None:
+        """`state`: what is applied, or the tail where that has no transaction more (W6)."""
         try:
             beacon = self._world.log.read_beacon(self.volume)
         except FormatError:  # a torn or foreign beacon says nothing: the stream decides
             beacon = None
         alive = beacon.alive_at_ns if beacon else self.progress.alive_at_ns
-        reached = complete_to_ns(state, newest_ns, beacon)
+        reached = complete_to_ns(state, newest_ns, beacon, self.progress.complete_to_ns)
         self._set(complete_to_ns=reached, alive_at_ns=alive)
-
-    def _oldest_waiting(self, ahead: int, number: int, state: StreamState) -> int | None:
-        """The timestamp of the transaction that comes next, or when it was first seen to wait."""
-        if not ahead:
-            self._tail_seen = None
-            return None
-        if state.open is not None:
-            return state.open.timestamp_ns
-        if self._tail_seen is None or self._tail_seen[0] != number:
-            self._tail_seen = number, self._world.clock_ns()
-        return self._tail_seen[1]
 
     def _fine(self) -> None:
         """It goes on: what was wrong is over."""
@@ -289,6 +281,37 @@ class Follower:
     def _set(self, **changes: object) -> None:
         with self._turn:
             self._progress = replace(self._progress, **changes)  # type: ignore[arg-type]  # fields by name
+
+
+def _mend_of(error: ReplicatorError) -> str | None:
+    """What mends it where a replica met it, whoever raised it."""
+    if isinstance(error, LostEndError):
+        return LOST_END
+    return error.mend or (ANEW if isinstance(error, StreamConflictError) else None)
+
+
+def _is_all(tail: StreamState, state: StreamState) -> bool:
+    """Whether the log's end has no transaction that isn't applied (W6)."""
+    return (tail.timeline, tail.committed) == (state.timeline, state.committed)
+
+
+def _next_cut_ns(reader: StreamReader, state: StreamState) -> int | None:
+    """When the transaction that comes next was cut: since then the replica is behind."""
+    if state.open is not None:
+        return state.open.timestamp_ns
+    for event in _facts_behind(reader, state.sequence):
+        if isinstance(event.body, TransactionBegan):
+            return event.body.timestamp_ns
+    return None
+
+
+def _facts_behind(reader: StreamReader, sequence: int) -> Iterator[Event]:
+    """The events behind `sequence`, without data where the log offers that."""
+    if not isinstance(reader, IndexedReader):
+        yield from reader.read(sequence + 1)
+        return
+    for part in reader.parts(sequence + 1):
+        yield from (event for event in part.facts if event.header.sequence > sequence)
 
 
 def _require_ours(tail: StreamState, state: StreamState) -> None:

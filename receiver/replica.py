@@ -11,6 +11,7 @@ from pathlib import Path
 from uuid import UUID
 
 from receiver.errors import ReplicaConflictError
+from receiver.mends import named
 from replicator.events.state import Life, StreamState, decode_state
 from replicator.log.interface import VolumeEntry
 from replicator.pool.catalogue_schema import Position, Purpose, Role, Snapshot, Volume
@@ -57,7 +58,9 @@ def refuse_source(view: CatalogueView, pool: Path, entries: Sequence[VolumeEntry
         if entry.volume in own:
             raise ReplicaConflictError(
                 f"{pool} is the source of the volume {entry.name!r} ({entry.volume}), so it can't be its replica",
-                mend="give the receiver a pool of its own: replicator pool create NEW_POOL --size SIZE",
+                mend=named(
+                    "give the receiver a pool of its own: replicator pool create NEW_POOL --size SIZE", pool, ""
+                ),
             )
 
 

@@ -31,7 +31,7 @@ from receiver.verification import document, remember, verify_points, wanted_poin
 from replicator.errors import ConflictError, NotFoundError, UnavailableError
 from replicator.exporter.journal import Journal
 from replicator.exporter.signals import stopped_by_signals
-from replicator.exporter.supervise import connect, end_started_by
+from replicator.exporter.supervise import Listeners, connect, end_started_by
 from replicator.log.interface import Registration
 from replicator.log.opening import is_log, log_url, open_log
 from replicator.pool.daemons import ANSWER_S, ask
@@ -97,13 +97,16 @@ def _log_of(pool: Path) -> str:
 
 
 def _around(config: ReceiverConfig, connect_pool: Callable[[], Pool]) -> Surroundings:
+    journal = Journal(sys.stderr, time.time_ns)
+    listeners = Listeners(connect_pool, lambda reason: journal.warning("a listener is lost", reason=reason))
     return Surroundings(
-        connect_pool=connect_pool,
+        connect_pool=listeners.connect,
+        look=listeners.note,
         open_log=lambda: open_log(config.log),
         waiter=StopWaiter(),
         clock_ns=time.time_ns,
         chance=random.Random().random,
-        journal=Journal(sys.stderr, time.time_ns),
+        journal=journal,
         zone=local_zone(),
         end_owner=lambda pool: end_started_by(pool, OURS),
     )

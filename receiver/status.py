@@ -13,6 +13,7 @@ from typing import Any
 
 from receiver.errors import DriftError
 from receiver.facts import Patience, Progress, replica_facts
+from receiver.mends import named
 from receiver.remember import Drift
 from receiver.retain import Round
 from replicator.history.points import NS_PER_S, format_instant
@@ -72,7 +73,8 @@ def _judged(progress: Progress, standing: Standing, now_ns: int) -> Verdict:
     drift = None
     if found is not None:
         error = DriftError(progress.name, found.number, found.span_chunks, found.spans, found.count)
-        drift = Failure(found.found_ns, error.message, error.mend)
+        mend = error.mend and named(error.mend, standing.pool, standing.log, progress.name)
+        drift = Failure(found.found_ns, error.message, mend)
     return judge_replica(replica_facts(progress, standing.patience, now_ns, drift), now_ns)
 
 
@@ -123,7 +125,8 @@ def _notes(standing: Standing) -> list[str]:
     notes = list(standing.troubles)
     if standing.last_round and standing.last_round.metadata_used >= standing.policy.pressure_fraction:
         used = f"{standing.last_round.metadata_used:.0%} of the pool's metadata is in use"
-        notes.append(f"{used}: restore points are spaced out (replicator pool grow POOL --metadata +SIZE)")
+        mend = named("replicator pool grow POOL --metadata +SIZE", standing.pool, standing.log)
+        notes.append(f"{used}: restore points are spaced out ({mend})")
     return notes
 
 

@@ -74,6 +74,9 @@ class Hooks(Protocol):
     def exports(self) -> list[ExportFacts]:
         """All that is served."""
 
+    def listeners(self) -> list[ListenAsked]:
+        """What each listener was asked for with."""
+
     def stop(self) -> None:
         """End the process soon; returns at once."""
 
@@ -303,6 +306,9 @@ class _Connection:
 
     def _do_exports(self, _: Any) -> list[ExportFacts]:
         return [] if self._server.hooks is None else self._server.hooks.exports()
+
+    def _do_listeners(self, _: Any) -> list[ListenAsked]:
+        return [] if self._server.hooks is None else self._server.hooks.listeners()
 
     def _do_stop(self, _: Any) -> None:
         self._hooks().stop()

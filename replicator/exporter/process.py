@@ -107,6 +107,11 @@ class Exporter:
         with self._lock:
             return [facts for front in self._fronts for facts in front.facts()]
 
+    def listeners(self) -> list[ListenAsked]:
+        """What each listener was asked for with."""
+        with self._lock:
+            return [front.asked for front in self._fronts]
+
     def stop(self) -> None:
         """End soon."""
         self._stopping.set()

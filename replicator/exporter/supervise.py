@@ -7,6 +7,9 @@ signal to its starter's group nor its starter's death ends it; the next one adop
     nobody                              starts `replicator serve`, waits for its READY
     an exporter                         adopts it: protocol version checked, the listener asked for, where it is missing
     a command that will end by itself   waits for it as long as pool/opening waits for an owner
+
+A listener that somebody added by hand would be lost with its exporter: who supervises one keeps in mind what it listens
+at (Listeners), and asks the next one for the same.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ import select
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from replicator.errors import ConflictError, ReplicatorError, UnavailableError
@@ -48,6 +53,38 @@ def connect(
             pool.close()
             raise
     return pool
+
+
+class Listeners:
+    """Connects by `connect`, and lets whoever has the pool then listen at all that its last owner did; for any thread.
+
+    What can't be listened at any more (its volume is gone) is told to `report`, and keeps nobody from the pool.
+    """
+
+    def __init__(self, connect: Callable[[], Pool], report: Callable[[str], None]) -> None:
+        self._connect, self._report = connect, report
+        self._known: tuple[ListenAsked, ...] = ()
+
+    def connect(self) -> Pool:
+        """The pool, served as it was."""
+        pool = self._connect()
+        if not isinstance(pool, RemotePool):
+            return pool
+        for asked in self._known:
+            try:
+                pool.listen(asked)
+            except UnavailableError:
+                pool.close()
+                raise
+            except ReplicatorError as error:
+                self._report(f"{asked.address} isn't served any more: {error.message}")
+        return pool
+
+    def note(self, pool: Pool | None) -> None:
+        """Look at what the owner listens at; while it is away, what was known stays."""
+        if isinstance(pool, RemotePool):
+            with suppress(ReplicatorError):
+                self._known = tuple(pool.listeners())
 
 
 def end_started_by(pool: Pool, starter: str) -> None:

@@ -18,6 +18,7 @@ Carried by pool/control's frames; made and read by pool/remote and exporter/cont
     flush                   Nothing               None
     listen                  ListenAsked           [ExportFacts]           one more NBD listener
     exports                 Nothing               [ExportFacts]
+    listeners               Nothing               [ListenAsked]           as asked for: whoever starts it again asks so
     stop                    Nothing               None                    the owner ends after its answer
 
 `view` and `points` aren't here: the client reads the catalogue itself, at the owner's transaction id, so that listing
@@ -179,6 +180,7 @@ METHODS: dict[str, tuple[Any, Any]] = {
     "flush": (Nothing, None),
     "listen": (ListenAsked, list[ExportFacts]),
     "exports": (Nothing, list[ExportFacts]),
+    "listeners": (Nothing, list[ListenAsked]),
     "stop": (Nothing, None),
 }
 """Each call's (arguments, result)."""

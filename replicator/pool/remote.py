@@ -219,6 +219,11 @@ class RemotePool:
         found: list[ExportFacts] = self._call("exports", Nothing())
         return found
 
+    def listeners(self) -> list[ListenAsked]:
+        """What each of the owner's listeners was asked for with; NotFoundError from an older owner."""
+        found: list[ListenAsked] = self._call("listeners", Nothing())
+        return found
+
     def stop(self) -> None:
         """Ask the owner to end; it answers first."""
         self._call("stop", Nothing())

@@ -26,3 +26,17 @@ class ManualWaiter:
         if self._meanwhile:
             self._meanwhile.pop(0)()
         return self._stop_after is not None and self.waits >= self._stop_after
+
+
+class WatchedWaiter(ManualWaiter):
+    """Time goes on with each look at it, which a follower takes at least once an event; `look` is called at each."""
+
+    def __init__(self, step_s: float) -> None:
+        super().__init__()
+        self._step_s = step_s
+        self.look: Callable[[], None] = lambda: None
+
+    def monotonic(self) -> float:
+        self.now_s += self._step_s
+        self.look()
+        return self.now_s

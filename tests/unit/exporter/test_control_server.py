@@ -51,6 +51,9 @@ class Serving:
     def exports(self) -> list[ExportFacts]:
         return self.served
 
+    def listeners(self) -> list[ListenAsked]:
+        return [ListenAsked(each.address, [each.name], each.read_only) for each in self.served]
+
     def stop(self) -> None:
         self.stopped.set()
 
@@ -94,6 +97,7 @@ def test_the_exporters_own_calls_go_through(pool: OwnedPool) -> None:
     with RemotePool(pool.path) as near:
         asked = ListenAsked("unix:/x", ["a", "b"], read_only=True)
         assert [each.name for each in near.listen(asked)] == ["a", "b"] == [each.name for each in near.exports()]
+        assert near.listeners() == [ListenAsked("unix:/x", [name], True) for name in ("a", "b")]
         with pytest.raises(ConflictError, match="in use") as refusal:
             near.listen(ListenAsked("tcp:bad"))
         assert refusal.value.mend == "take another"

@@ -327,16 +327,3 @@ def test_a_log_that_is_away_is_tried_again(replica: ReplicaPool, source: SourceV
     assert Activity.UNREACHABLE in seen and followed.progress.failure is None
     assert assert_prefix(replica, source) == 3
     assert waiter.now_s == pytest.approx((0.25 + 0.5 + 1.0) * 0.75, abs=0.01)
-
-
-def test_complete_to_follows_a_beacon_that_matches(replica: ReplicaPool, source: SourceVolume) -> None:
-    log = memory_log()
-    source.publish(log)
-    later = source.now_ns + 5_000_000_000
-    log.write_beacon(Beacon.of(source.state, later, later))
-    followed = follower(replica, source, log)
-    followed.follow(None)
-    assert followed.progress.complete_to_ns == later
-    log.write_beacon(replace(Beacon.of(source.state, later * 2, later * 2), sequence=1))
-    followed.follow(None)
-    assert followed.progress.complete_to_ns == followed.progress.newest_ns == source.now_ns
