@@ -15,8 +15,8 @@ from replicator.log.interface import Log, StreamReader
 from replicator.log.object_log import ObjectLog
 from replicator.log.parts import EventParts, IndexedReader, indexed
 from replicator.repository.logged import read_history
-from replicator.repository.point import DATA, NOTHING, ZEROS, PointDisk
 from replicator.repository.offer import reachable
+from replicator.repository.point import DATA, NOTHING, ZEROS, PointDisk
 from replicator.repository.source import Source
 from replicator.units import CHUNK_BYTES, SECTOR_BYTES
 from tests.support.memory_objects import MemoryStore
