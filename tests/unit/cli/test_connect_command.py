@@ -29,6 +29,9 @@ class Serving:
     def exports(self) -> list[ExportFacts]:
         return self._exports
 
+    def listeners(self) -> list[ListenAsked]:
+        return []
+
     def stop(self) -> None:
         self._exports = []
 
