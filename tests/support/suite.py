@@ -31,12 +31,12 @@ class Folder:
 FOLDERS = (
     Folder("unit", 60, parallel=True),
     Folder("properties", 90, parallel=True),
-    Folder("contracts", 60, parallel=True),
+    Folder("contracts", 120, parallel=True),
     Folder("golden", 20, parallel=True),
     Folder("fuzz", 60, parallel=True),
     Folder("faults", 480, parallel=True),
-    Folder("simulation", 180, parallel=True),
-    Folder("compat", 300, parallel=False),
+    Folder("simulation", 420, parallel=True),
+    Folder("compat", 360, parallel=False),
 )
 
 
