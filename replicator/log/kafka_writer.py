@@ -19,45 +19,33 @@ Failure table. `n` is the first event that isn't durable.
                                                                                tell, whatever the broker still does
     catalogue entry after the commit       all; an old entry                   rewritten at the next PublisherOpened
 
-Invariants
+Invariants, beside those of every writer (rolling, G1 to G3)
   W1  Between two transactions of one taking nobody else writes: the broker refuses them, or us from then on.
-  W2  Every event was accepted by the same checker that readers use, before it was sent.
-  W3  After anything but Appended the writer is spent until `settle` (L4), and its publisher is never used again.
-  W4  A transaction lies behind the one before, by its offsets: else the broker lost its end, and nothing is committed.
-  W5  A commit's answer comes before its marker is written: what is called durable was waited for until it is seen.
+  W2  After anything but Appended the publisher of the client is never used again.
+  W3  A transaction lies behind the one before, by its offsets: else the broker lost its end, and nothing is committed.
+  W4  A commit's answer comes before its marker is written: what is called durable was waited for until it is seen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Self
+from collections.abc import Callable
 
-from replicator.errors import ConflictError, UnavailableError
-from replicator.events.bodies import (
-    PublisherOpened,
-    TimelineStarted,
-    TransactionAborted,
-    TransactionCommitted,
-    VolumeCreated,
-)
-from replicator.events.chain import ChainChecker, Verdict
+from replicator.errors import UnavailableError
 from replicator.events.codec import Event
-from replicator.events.state import Life, StreamState, encode_state
-from replicator.events.values import Link
-from replicator.log.interface import AppendConflict, Appended, AppendOutcome, AppendUnknown, VolumeEntry
+from replicator.events.state import StreamState, encode_state
+from replicator.log.interface import AppendOutcome, AppendUnknown
 from replicator.log.kafka import Message, Publisher
 from replicator.log.kafka_errors import FencedError
 from replicator.log.kafka_names import STREAM_SETTINGS, entry_key, wrong_settings
 from replicator.log.kafka_stream import CAREFUL_OFFSETS, KafkaStream
-from replicator.log.records import decode_entry, encode_entry
+from replicator.log.rolling import RollingWriter
 from replicator.units import MIB
 
 COMMIT_BYTES = 8 * MIB
 """Of events in one transaction of the broker, and one event over: large enough that a commit costs little beside it."""
 
 
-class KafkaWriter:
+class KafkaWriter(RollingWriter):
     """A StreamWriter over a topic."""
 
     def __init__(self, stream: KafkaStream, publisher: Callable[[str], Publisher] | None = None) -> None:
@@ -67,99 +55,27 @@ class KafkaWriter:
         self._next_offset = 0
         self._waiting: list[Message] = []
         self._waiting_bytes = 0
-        self._spent = False
-        self._host = ""
-        self._opened: Link | None = None
-        self._entry: VolumeEntry | None = None
-        self._durable = stream.tail(CAREFUL_OFFSETS)
-        self._checker = ChainChecker(self._durable)
+        super().__init__()
 
-    @property
-    def state(self) -> StreamState:
-        """After the last event that was taken."""
-        return self._checker.state
+    def _read_tail(self) -> StreamState:
+        return self._stream.tail(CAREFUL_OFFSETS)
 
-    @property
-    def durable(self) -> StreamState:
-        """After the last event that is known to stand."""
-        return self._durable
+    def _gather(self, event: Event, before: StreamState) -> None:
+        self._waiting.append(Message(b"%d" % event.header.sequence, event.encoded, encode_state(self.state)))
+        self._waiting_bytes += event.length_bytes
 
-    def append(self, expected: Link, events: Sequence[Event]) -> AppendOutcome:
-        """Take `events`, which hang on `expected` (L2)."""
-        self._require_ready()
-        if expected != self.state.link:
-            return self._conflict(expected, f"the stream stands at {self.state.link}")
-        self._spent = True  # until all went well: an exception leaves it so (W3)
-        for event in events:
-            self._take(event)
-            closes = isinstance(event.body, TransactionCommitted | TransactionAborted)
-            failed = self._roll() if closes or self._waiting_bytes >= COMMIT_BYTES else None
-            if failed:
-                return failed
-        claims = self._opened is not None and self._opened.sequence > self._durable.sequence
-        failed = self._roll() if claims or self.state.open is None else None
-        return failed or self._appended()
+    def _is_full(self) -> bool:
+        return self._waiting_bytes >= COMMIT_BYTES
 
-    def sync(self) -> AppendOutcome:
-        """Commit what was taken."""
-        self._require_ready()
-        self._spent = True
-        return self._roll() or self._appended()
-
-    def settle(self) -> StreamState:
-        """Read the stream's end again (L3)."""
-        self._drop()
-        self._durable = self._stream.tail(CAREFUL_OFFSETS)
-        self._checker = ChainChecker(self._durable)
-        self._spent = False
-        return self._durable
-
-    def close(self) -> None:
-        """Drop what isn't durable."""
-        self._drop()
-        self._spent = True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _require_ready(self) -> None:
-        if self._spent:
-            raise ConflictError("the writer must settle before it can append again")
-
-    def _appended(self) -> Appended:
-        if not self._waiting:
-            self._opened = None
-            self._keep_catalogue()
-        self._spent = False
-        return Appended(self._durable)
-
-    def _conflict(self, expected: Link, reason: str) -> AppendConflict:
-        self._drop()
-        self._spent = True
-        return AppendConflict(self._durable, expected, reason)
+    def _has_gathered(self) -> bool:
+        return bool(self._waiting)
 
     def _drop(self) -> None:
-        """W3."""
+        """W2."""
         self._waiting, self._waiting_bytes, self._opened = [], 0, None
         publisher, self._publisher = self._publisher, None
         if publisher is not None:
             publisher.abandon()
-
-    def _take(self, event: Event) -> None:
-        """W2."""
-        verdict = self._checker.accept(event)
-        assert verdict is Verdict.APPLY, f"{event} isn't the next event"
-        if isinstance(event.body, VolumeCreated | TimelineStarted | PublisherOpened):
-            self._host = event.body.host
-        if isinstance(event.body, PublisherOpened):
-            self._opened = event.link
-        self._waiting.append(Message(b"%d" % event.header.sequence, event.encoded, encode_state(self.state)))
-        self._waiting_bytes += event.length_bytes
 
     def _roll(self) -> AppendOutcome | None:
         """Commit what waits; None when it stands, or when nothing waits."""
@@ -175,7 +91,7 @@ class KafkaWriter:
         except UnavailableError:
             self._drop()
             raise
-        if first < self._next_offset:  # W4
+        if first < self._next_offset:  # W3
             reason = f"the broker lost its end: offset {first} is given again, {self._next_offset} was to come"
             return self._conflict(self._durable.link, reason)
         try:
@@ -219,18 +135,12 @@ class KafkaWriter:
             mend = f"kafka-configs.sh --alter --topic {topic} --add-config {config}"
             raise UnavailableError(f"topic {topic} isn't set to keep events", mend=mend)
 
-    def _keep_catalogue(self) -> None:
-        """Write the entry where it isn't what the stream says, unless a later timeline has it."""
-        state, catalogue = self._durable, self._stream.place.catalogue
-        deleted = state.life is Life.DELETED
-        if not self._host:
-            return
-        entry = VolumeEntry(state.volume, state.timeline, state.name, self._host, state.size_bytes, deleted)
-        if entry == self._entry:
-            return
-        key = entry_key(state.volume)
-        data = catalogue.get(key)
-        known = decode_entry(data, f"{catalogue.topic}, {key.decode()}") if data else None
-        if known is None or (known != entry and known.timeline <= entry.timeline):
-            catalogue.put(key, encode_entry(entry))
-        self._entry = entry
+    def _on_opened(self) -> None:
+        """Taking the transactional id has aborted what others left open."""
+
+    def _read_entry(self) -> tuple[bytes | None, str]:
+        catalogue, key = self._stream.place.catalogue, entry_key(self._durable.volume)
+        return catalogue.get(key), f"{catalogue.topic}, {key.decode()}"
+
+    def _write_entry(self, data: bytes) -> None:
+        self._stream.place.catalogue.put(entry_key(self._durable.volume), data)

@@ -238,7 +238,7 @@ def _states_of(log: KafkaLog) -> list[StreamState]:
 
 
 def test_offsets_that_come_again_are_a_lost_end(log: KafkaLog, url: str) -> None:
-    """W4: a broker that lost what it had acknowledged, and takes the next transaction as if nothing had happened."""
+    """W3: a broker that lost what it had acknowledged, and takes the next transaction as if nothing had happened."""
 
     class Older(Publisher):
         def send(self, topic: str, messages: Sequence[Message]) -> tuple[int, int]:
