@@ -51,7 +51,7 @@ GOOD = [
     Source("agent/__init__.py", DOC + "from agent.cut import cut\n\n__all__ = ['cut']\n"),
     Source("agent/cut.py", DOC + "x = 1  # no" + "qa: E501 - the table is one line\n"),
     Source("agent/cut.py", DOC + "x = 1  # ty" + "pe: ignore[misc]  # the library has no types\n"),
-    Source("README.md", "the socket is in /run/replicator, the pool in /srv/pool or /var/tmp/pool\n"),
+    Source("README.md", "the socket is in /run/replicator, the pool in /srv/pool or /mnt/pool\n"),
     Source("tests/support/kernel.py", DOC + "import time\ntime.sleep(0.1)\n"),
 ]
 
