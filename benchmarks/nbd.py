@@ -21,6 +21,7 @@ import argparse
 import contextlib
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -180,15 +181,15 @@ class Bench:
         return export
 
     @contextlib.contextmanager
-    def _other(self, name: str, fresh: str, listener: object) -> Iterator[int]:
+    def _other(self, name: str, fresh: str, listener: socket.socket) -> Iterator[int]:
         log = self.folder / "other.log"
         if name == NBDKIT:
-            with servers.nbdkit("file", [str(self.folder / "nbdkit.raw")], listener, log) as process:  # type: ignore[arg-type] # a socket
+            with servers.nbdkit("file", [str(self.folder / "nbdkit.raw")], listener, log) as process:
                 yield process.pid
             return
         image = self.folder / ("qemu.raw" if name == RAW else self._overlay(fresh))
         arguments = ["-f", "raw" if name == RAW else "qcow2", "-t", "-e", "8", str(image)]
-        with servers.serving(nbd_tool("qemu-nbd"), arguments, listener, log) as process:  # type: ignore[arg-type] # a socket
+        with servers.serving(nbd_tool("qemu-nbd"), arguments, listener, log) as process:
             yield process.pid
 
     def _overlay(self, fresh: str) -> str:

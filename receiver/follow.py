@@ -280,7 +280,7 @@ class Follower:
 
     def _set(self, **changes: object) -> None:
         with self._turn:
-            self._progress = replace(self._progress, **changes)  # type: ignore[arg-type]  # fields by name
+            self._progress = replace(self._progress, **changes)  # type: ignore[arg-type]  # the callers name fields of Progress
 
 
 def _mend_of(error: ReplicatorError) -> str | None:
