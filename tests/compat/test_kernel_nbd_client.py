@@ -3,6 +3,10 @@
 guest    nbd-client → /dev/nbd0 → mkfs, mount, files, fstrim, files, sync, umount, e2fsck
 here     replicator serve, snapshots over its control socket meanwhile, then the same bytes by our own readers, and
          each snapshot as an ext4 after a power cut
+
+Each side waits for the other by marks, files in a folder that both see: `made` and `first` are the guest's,
+`enough-made` and `enough-first` are ours, once so many cuts fell behind the mark. The guest goes on writing until it
+sees them, so that however fast either side is, the cuts meet a file system at work.
 """
 
 from __future__ import annotations
@@ -27,9 +31,11 @@ from tests.support.serve_process import serving
 
 SIZE = 96 * MIB
 BLOCK = 64 * KIB
-WITHOUT_BIG = 32 * MIB  # what the file system needs at the end, generously; with the 20 MiB that were trimmed, more
-CUTS_MAX = 60
+WITHOUT_BIG = 40 * MIB  # what the file system needs at the end, generously; with the 20 MiB that were trimmed, more
+ENOUGH = {"made": 2, "first": 6}
+"""Cuts behind each mark that the guest waits for, at work."""
 CUT_EVERY_S = 0.2
+CUT_LATER_S = 2.0  # once there are enough
 CHECKED = 8  # of the cuts, about
 SCRIPT = """
 import hashlib, json, os, random
@@ -47,10 +53,19 @@ def write(folder, names):
         (folder / name).write_bytes(content)
         hashes[name] = hashlib.sha256(content).hexdigest()
 
+def work_until(folder, mark):
+    for n in range(2000):
+        if (marks / mark).exists():
+            return
+        write(folder, [f"churn-{{n % 5}}"])
+        os.sync()
+    raise TimeoutError(mark)
+
 with guest.mounted(disk) as folder:
     write(folder, [f"first-{{n}}" for n in range(40)])
     (folder / "big").write_bytes(rng.randbytes(20 << 20))
     os.sync()
+    work_until(folder, "enough-made")
 (marks / "first").touch()
 with guest.mounted(disk) as folder:
     (folder / "big").unlink()
@@ -61,6 +76,7 @@ with guest.mounted(disk) as folder:
     trimmed = guest.run("fstrim", "-v", folder)
     write(folder, [f"second-{{n}}" for n in range(30)])
     os.sync()
+    work_until(folder, "enough-first")
 with guest.mounted(disk, options="ro") as folder:
     found = {{path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir() if path.is_file()}}
 assert found == hashes
@@ -81,16 +97,20 @@ class Cut:
 
 def cut_until_done(owner: RemotePool, marks: Path, running: Future[kernel.GuestResult]) -> list[Cut]:
     """Snapshots over the control socket, while the guest is at work."""
-    cuts = []
-    for number in range(CUTS_MAX):
+    cuts: list[Cut] = []
+    while True:
         marked = frozenset(path.name for path in marks.iterdir())
-        cuts.append(Cut(volumes.create_snapshot(owner, "disk", f"cut-{number}").name, marked))
+        if "made" in marked:
+            cuts.append(Cut(volumes.create_snapshot(owner, "disk", f"cut-{len(cuts)}").name, marked))
+        enough = [mark for mark, least in ENOUGH.items() if sum(mark in cut.marks for cut in cuts) >= least]
+        for mark in enough:
+            (marks / f"enough-{mark}").touch()
+        wait_s = CUT_LATER_S if len(enough) == len(ENOUGH) else CUT_EVERY_S
         try:
-            running.exception(CUT_EVERY_S)
-            break
+            running.exception(wait_s)
         except TimeoutError:
             continue
-    return cuts
+        return cuts
 
 
 def read_files(image: Path, into: Path) -> dict[str, str]:
@@ -141,7 +161,10 @@ def test_ext4_on_the_kernels_client_while_it_is_cut(guest: kernel.Kernel, tmp_pa
         (disk,) = volumes.list_volumes(owned.view(), owned.facts(()))
     assert disk.mapped_blocks * BLOCK < WITHOUT_BIG
     made, first = ([cut for cut in cuts if mark in cut.marks] for mark in ("made", "first"))
-    assert len(made) > len(first) > 3
+    assert len(made) > len(first) >= ENOUGH["first"]
+    print(
+        f"{len(made)} cuts at work, {len(first)} of them behind the first sync; {disk.mapped_blocks} blocks at the end"
+    )
     lasting = {name: digest for name, digest in told["files"].items() if name.startswith("first")}
     for cut in {*made[:: max(1, len(made) // CHECKED)], first[0], first[-1]}:
         assert_recovers(pool, cut, lasting, tmp_path)
