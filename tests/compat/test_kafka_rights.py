@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
-import shlex
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import UUID
@@ -15,7 +14,6 @@ import pytest
 from replicator.errors import UnavailableError
 from replicator.events.beacon import Beacon
 from replicator.log.interface import Appended, Registration
-from replicator.log.kafka import Client
 from replicator.log.kafka_address import parse_kafka_url
 from replicator.log.kafka_errors import DeniedError
 from replicator.log.kafka_log import KafkaLog
@@ -23,56 +21,31 @@ from replicator.log.kafka_names import stream_topic
 from replicator.log.kafka_opening import open_kafka
 from tests.support import judges
 from tests.support.event_streams import VOLUME, Script
-from tests.support.kafka_broker import PASSWORD, Broker, shared
+from tests.support.kafka_broker import PASSWORD, Broker, acl_tool, shared
 
 ACLS = Path(__file__).resolve().parents[2] / "deploy" / "kafka" / "acls.sh"
 OpenAs = Callable[[str], KafkaLog]
 
 
-def grant(broker: Broker, prefix: str) -> None:
-    """What acls.sh says, without Kafka's shell scripts."""
-    from kafka.admin import (  # type: ignore[import-untyped]  # kafka-python has no types
-        ACL,
-        ACLOperation,
-        ACLPermissionType,
-        ACLResourcePatternType,
-        ResourcePattern,
-        ResourceType,
+@pytest.fixture(scope="module")
+def granted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Broker, str]:
+    """A broker on which acls.sh was run, by Kafka's own tool, and the prefix that it was run for."""
+    judges.require("kafka")
+    broker, prefix, folder = shared(), f"rights-{os.getpid()}", tmp_path_factory.mktemp("tool")
+    acl_tool(folder)
+    environment = os.environ | {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["sh", ACLS, broker.address, prefix], env=environment, capture_output=True, text=True, timeout=120, check=False
     )
-
-    rules = []
-    for line in re.findall(r"^acl (.*)$", ACLS.read_text(), re.MULTILINE):
-        words = shlex.split(line.replace("$prefix", prefix))
-        given = list(zip(words[::2], words[1::2], strict=True))
-        options = dict(given)
-        allowed = "--allow-principal" in options
-        kind, name = (
-            ("TOPIC", options["--topic"])
-            if "--topic" in options
-            else ("TRANSACTIONAL_ID", options["--transactional-id"])
-        )
-        pattern = ResourcePattern(
-            ResourceType[kind], name, ACLResourcePatternType[options.get("--resource-pattern-type", "literal").upper()]
-        )
-        for operation in (value for option, value in given if option == "--operation"):
-            named = ACLOperation[re.sub(r"(?<=[a-z])(?=[A-Z])", "_", operation).upper()]
-            permission = ACLPermissionType.ALLOW if allowed else ACLPermissionType.DENY
-            principal = options["--allow-principal" if allowed else "--deny-principal"]
-            rules.append(
-                ACL(
-                    principal=principal, host="*", operation=named, permission_type=permission, resource_pattern=pattern
-                )
-            )
-    with contextlib.closing(Client(parse_kafka_url(broker.url("x")))) as client, client._asked("rights") as admin:
-        admin.create_acls(rules)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("Adding ACLs for resource") == ACLS.read_text().count("\nacl --")
+    return broker, prefix
 
 
 @pytest.fixture
-def open_as(tmp_path: Path) -> Iterator[OpenAs]:
+def open_as(tmp_path: Path, granted: tuple[Broker, str]) -> Iterator[OpenAs]:
     """A log, opened as one of the users."""
-    judges.require("kafka")
-    broker, prefix = shared(), f"rights-{os.getpid()}"
-    grant(broker, prefix)
+    broker, prefix = granted
     password = tmp_path / "password"
     password.touch(mode=0o600)
     password.write_text(PASSWORD)

@@ -241,6 +241,14 @@ def make_archive() -> None:
         Broker(Path(folder) / "broker", options=archiving).start().stop()
 
 
+def acl_tool(folder: Path) -> Path:
+    """Kafka's `kafka-acls.sh` in `folder`: its script only finds the jars, and calls this class."""
+    path = folder / "kafka-acls.sh"
+    path.write_text(f'#!/bin/sh\nexec {shlex.join(_java(*JVM_OF_TOOLS, "org.apache.kafka.tools.AclCommand"))} "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
 def _archive() -> Path:
     return judges.JUDGES / "kafka" / "classes.jsa"
 

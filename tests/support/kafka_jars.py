@@ -25,6 +25,10 @@ _POM = """<project xmlns="http://maven.apache.org/POM/4.0.0">
       <groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>{kafka}</version>
     </dependency>
     <dependency>
+      <groupId>org.apache.kafka</groupId><artifactId>kafka-tools</artifactId><version>{kafka}</version>
+      <exclusions><exclusion><groupId>*</groupId><artifactId>*</artifactId></exclusion></exclusions>
+    </dependency>
+    <dependency>
       <groupId>org.apache.logging.log4j</groupId><artifactId>log4j-slf4j-impl</artifactId><version>{log4j}</version>
     </dependency>
   </dependencies>
@@ -38,7 +42,7 @@ class MavenError(Exception):
 
 def wanted_text() -> str:
     """What the stamp file must say for the jars to be left alone."""
-    return f"kafka_2.13 {KAFKA_VERSION}, log4j-slf4j-impl {_LOG4J_VERSION}\n"
+    return f"kafka_2.13, kafka-tools {KAFKA_VERSION}, log4j-slf4j-impl {_LOG4J_VERSION}\n"
 
 
 def is_fetched(judges: Path) -> bool:
