@@ -13,6 +13,7 @@ Invariants
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -80,3 +81,18 @@ def decode_beacon(data: Buffer, where: str = "beacon") -> Beacon:
     if not isinstance(value, Beacon):
         raise FormatError(where, "a beacon", type(value).__name__)
     return value
+
+
+def beacon_beyond(data: Buffer | None, timeline: int, sequence: int, epoch: Callable[[], int]) -> str:
+    """What a log's beacon shows of an event at or beyond `sequence`; empty where it shows nothing.
+
+    `epoch` is asked for that of the log's tail: an older publisher's beacon shows nothing. Neither does one that can't
+    be read: it must not stop a reader.
+    """
+    try:
+        beacon = decode_beacon(data) if data else None
+    except FormatError:
+        return ""
+    if beacon is None or beacon.timeline != timeline or beacon.sequence < sequence or beacon.epoch < epoch():
+        return ""
+    return f"a beacon at event {beacon.sequence}"

@@ -14,8 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from replicator.errors import FormatError
-from replicator.events.beacon import decode_beacon
+from replicator.events.beacon import beacon_beyond
 from replicator.events.codec import Event
 from replicator.events.state import StreamState
 from replicator.log.errors import LogGapError, LostEndError
@@ -116,14 +115,7 @@ class KafkaReader:
     def _evidence_beyond(self, sequence: int) -> str:
         stream = self._stream
         data = stream.place.catalogue.get(beacon_key(stream.volume))
-        try:
-            beacon = decode_beacon(data) if data else None
-        except FormatError:  # a beacon says nothing unless it matches: it must not stop a reader
-            return ""
-        ahead = beacon is not None and beacon.timeline == stream.timeline and beacon.sequence >= sequence
-        if beacon and ahead and beacon.epoch >= stream.tail().epoch:
-            return f"a beacon at event {beacon.sequence}"
-        return ""
+        return beacon_beyond(data, stream.timeline, sequence, lambda: stream.tail().epoch)
 
 
 class _Place:

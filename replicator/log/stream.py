@@ -15,7 +15,7 @@ from __future__ import annotations
 from uuid import UUID
 
 from replicator.errors import FormatError
-from replicator.events.beacon import decode_beacon
+from replicator.events.beacon import beacon_beyond
 from replicator.events.record import RECORD_BYTES_MAX
 from replicator.events.state import StreamState, decode_state
 from replicator.log import names
@@ -169,16 +169,8 @@ class SegmentStream:
         last = self.last_first()
         if last is not None and last > sequence:
             return f"segment {self.name_of(last)}"
-        name = names.beacon_name(self.volume)
-        data = self.store.get(name, RECORD_BYTES_MAX)
-        try:
-            beacon = decode_beacon(data, name) if data else None
-        except FormatError:  # a beacon says nothing unless it matches: it must not stop a reader
-            return ""
-        ahead = beacon is not None and beacon.timeline == self.timeline and beacon.sequence >= sequence
-        if beacon and ahead and beacon.epoch >= self.tail().epoch:
-            return f"a beacon at event {beacon.sequence}"
-        return ""
+        data = self.store.get(names.beacon_name(self.volume), RECORD_BYTES_MAX)
+        return beacon_beyond(data, self.timeline, sequence, lambda: self.tail().epoch)
 
     def tail(self) -> StreamState:
         """The state at the stream's end, from the last footer alone."""
