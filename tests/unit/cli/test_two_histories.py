@@ -149,6 +149,18 @@ def test_the_list_says_the_same(ground: Ground, command: Command) -> None:
     assert shown["history"] == "pool" and shown["complete_to"] is None and "two histories" in shown["two_histories"]
 
 
+def test_a_log_that_never_had_the_volume_is_no_second_history(ground: Ground, command: Command) -> None:
+    """An agent that publishes another volume of the replica names a log of its own: the points are the pool's."""
+    directory_log(ground.folder / "other", create=True).close()
+    with own_pool(ground.pool) as pool:
+        pool.switch(Switch(changes=(Put(Setting(LOG_SETTING, str(ground.folder / "other"))),)))
+    assert restored(ground, command, ground.pool, "latest") == ground.ours.contents[1, 4]
+    ran = command("points", "list", ground.pool, "--json")
+    assert [each["number"] for each in ran.document] == [1, 4]
+    told = command("points", "show", ground.pool, f"{NAME}@latest", "--json").document
+    assert told["two_histories"] is None and "has nothing of" in told["log_problem"]
+
+
 def test_one_history_is_one(ground: Ground, command: Command) -> None:
     """The pool's own log, and more of it: what was remembered is borne out by digest, and the rest follows."""
     folder = ground.folder / "more"
