@@ -27,6 +27,11 @@ settings.register_profile("replicator", deadline=None, derandomize=os.environ.ge
 settings.load_profile("replicator")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests begin first, so that no worker is still at one when the others have nothing left."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _no_stray_outlives_the_session() -> Iterator[None]:
     """Daemons that have left the test's process are found by the session's mark in their environment."""

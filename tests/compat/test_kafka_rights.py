@@ -26,6 +26,8 @@ from tests.support.kafka_broker import PASSWORD, Broker, acl_tool, shared
 ACLS = Path(__file__).resolve().parents[2] / "deploy" / "kafka" / "acls.sh"
 OpenAs = Callable[[str], KafkaLog]
 
+pytestmark = pytest.mark.xdist_group("rights")  # to grant them Kafka's tool is started six times
+
 
 @pytest.fixture(scope="module")
 def granted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Broker, str]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,6 +26,7 @@ from replicator.pool.opening import own_pool
 from replicator.units import MIB
 from tests.support import kernel
 from tests.support.judges import ROOT, assert_clean, nbd_tool
+from tests.support.kafka_broker import free_ports
 
 SIZE = 96 * MIB
 KILLS = 4
@@ -77,9 +77,7 @@ class Exporter:
     """`replicator serve` on one port: started, killed, started again; ended by its id."""
 
     def __init__(self, pool: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        (self.port,) = free_ports(1)  # none that another test's connection could be given between two exporters
         self._argv: list[str | Path] = [sys.executable, "-m", "replicator.cli.main", "serve", pool, "disk"]
         self._argv += ["--listen", f"tcp:127.0.0.1:{self.port}"]
         self.process = self._start()

@@ -90,6 +90,7 @@ def states(log: Path, image: bytearray, notes: list[Knowledge]) -> Iterator[tupl
             yield number, note
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("thin_judges")
 def test_every_prefix_of_what_reached_the_disk_is_a_sound_pool(guest: kernel.Kernel, tmp_path: Path) -> None:
     disk, log, notes_file = tmp_path / "disk", tmp_path / "log", tmp_path / "notes"

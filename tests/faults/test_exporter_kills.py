@@ -68,6 +68,7 @@ class Manager(threading.Thread):
             self.done += 1
 
 
+@pytest.mark.long
 def test_fifty_kills_under_load(tmp_path: Path) -> None:
     kill_again_and_again(tmp_path, 50)
 

@@ -6,6 +6,8 @@ import contextlib
 import threading
 from pathlib import Path
 
+import pytest
+
 from replicator.log.kafka_log import KafkaLog
 from replicator.log.kafka_opening import open_kafka
 from tests.support import judges
@@ -17,6 +19,7 @@ KILLS = 10
 FILES_MAX = 200
 
 
+@pytest.mark.long
 def test_ten_kills_while_publishing_and_following(tmp_path: Path) -> None:
     judges.require("kafka")
     with contextlib.ExitStack() as stack:

@@ -34,6 +34,8 @@ from tests.support.kafka_weather import Publishing
 
 PREFIX = "stalls"
 
+pytestmark = pytest.mark.xdist_group("stalls")  # they share a broker of their own
+
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from replicator.errors import UnavailableError
 from replicator.events.codec import Event
 from replicator.log.interface import Log
@@ -89,6 +91,7 @@ class Follower(threading.Thread):
             self.error = error
 
 
+@pytest.mark.long
 def test_cut_a_hundred_times_nothing_is_lost_doubled_or_reordered(far_servers: FarServers, tmp_path: Path) -> None:
     rng = random.Random(20261122)
     url = far_servers.ssh_url(tmp_path / "log")

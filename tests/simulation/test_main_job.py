@@ -59,6 +59,7 @@ def read_point(source: Source, point: str, target: Path) -> None:
             file.write(disk.pread(min(READ_BYTES, disk.size_bytes - offset), offset))
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_every_point_is_an_exact_prefix_through_every_kill(hosts: Hosts, tmp_path: Path) -> None:
     """P1b, P3, and exactly once: nothing lost, nothing repeated, nothing between two writes."""

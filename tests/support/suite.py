@@ -16,27 +16,31 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 NO_TESTS = 5  # pytest's exit status when nothing was collected
+PLUGINS = ("-p", "xdist", "-p", "timeout", "-p", "hypothesispytest")
+"""Those of the tests; loading whatever else is installed costs each worker a second, and may change what they do."""
+NO_OTHERS = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 WORKERS_MAX = 4  # beyond this the judges' own threads compete
+WAITING = 1  # workers more than processors, where tests wait for guests, brokers, servers and fixed times
 
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """One test folder: the seconds it may take on two cores, and whether its tests may run side by side."""
+    """One test folder: the seconds it may take on two cores, and how many workers it has more than processors."""
 
     name: str
     budget_s: int
-    parallel: bool
+    more_workers: int = 0
 
 
 FOLDERS = (
-    Folder("unit", 60, parallel=True),
-    Folder("properties", 90, parallel=True),
-    Folder("contracts", 120, parallel=True),
-    Folder("golden", 20, parallel=True),
-    Folder("fuzz", 60, parallel=True),
-    Folder("faults", 480, parallel=True),
-    Folder("simulation", 420, parallel=True),
-    Folder("compat", 360, parallel=False),
+    Folder("unit", 60),
+    Folder("properties", 90),
+    Folder("contracts", 120, WAITING),
+    Folder("golden", 20),
+    Folder("fuzz", 60),
+    Folder("faults", 480, WAITING),
+    Folder("simulation", 420, WAITING),
+    Folder("compat", 360, WAITING),
 )
 
 
@@ -50,14 +54,14 @@ class Outcome:
 
 
 def run_folder(root: Path, folder: Folder, workers: int, *, soak: bool) -> Outcome:
-    """Run one folder's tests in a process of their own."""
+    """Run one folder's tests, side by side but for groups that share what is costly, in processes of their own."""
     path = root / "tests" / folder.name
     if not path.is_dir():
         return Outcome(folder, 0.0, "the folder is missing")
-    side_by_side = ["-n", str(workers)] if folder.parallel and workers > 1 else []
-    argv = [sys.executable, "-m", "pytest", str(path), *side_by_side, "-m", "soak" if soak else "not soak"]
+    side_by_side = ["-n", str(workers + folder.more_workers), "--dist", "loadgroup"] if workers > 1 else []
+    argv = [sys.executable, "-m", "pytest", *PLUGINS, str(path), *side_by_side, "-m", "soak" if soak else "not soak"]
     began = time.monotonic()
-    status = subprocess.run(argv, cwd=root, check=False).returncode
+    status = subprocess.run(argv, cwd=root, env={**os.environ, **NO_OTHERS}, check=False).returncode
     elapsed_s = time.monotonic() - began
     if status == NO_TESTS:
         return Outcome(folder, elapsed_s, "" if soak else "holds no test")

@@ -74,7 +74,7 @@ def test_a_missing_judge_fails_under_ci_and_skips_elsewhere(
 
 
 def test_a_folder_that_is_missing_or_empty_is_a_problem(tmp_path: Path) -> None:
-    folder = suite.Folder("unit", 1, parallel=True)
+    folder = suite.Folder("unit", 1)
     assert suite.run_folder(tmp_path, folder, 1, soak=False).problem == "the folder is missing"
     (tmp_path / "tests" / "unit").mkdir(parents=True)
     empty = suite.run_folder(tmp_path, folder, 1, soak=False)
