@@ -108,9 +108,9 @@ def test_fio_verifies(tmp_path: Path, block: str, depth: int) -> None:
     with served(tmp_path, metadata_bytes=16 << 20) as child:
         child.order("cut", device=1, into=50, name="")
         nbd_tool("fio").run(
-            "--name=v", "--verify_state_save=0", "--ioengine=nbd", f"--uri={uri(tmp_path)}", "--rw=randwrite", sizes, f"--iodepth={depth}",
+            "--name=v", "--ioengine=nbd", f"--uri={uri(tmp_path)}", "--rw=randwrite", sizes, f"--iodepth={depth}",
             f"--size={SIZE}", "--verify=xxhash", "--do_verify=1", "--verify_fatal=1", "--fsync=32", "--thread",
-            "--bs_unaligned" if "-" in block else "--randrepeat=0",
+            "--bs_unaligned" if "-" in block else "--randrepeat=0", "--verify_state_save=0",
         )  # fmt: skip
 
 
