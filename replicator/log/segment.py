@@ -30,8 +30,8 @@ Little-endian.
         44  4   crc32c     of bytes 0 to 44
 
 Invariants
-  M1  `open_segment` has checked every byte before it returns: header, footer and trailer by their crc32c, each event by
-      its own and by the chain up to the footer's state.
+  M1  `open_segment` and `check_segment` have checked every byte before they return: header, footer and trailer by
+      their crc32c, each event by its own and by the chain up to the footer's state.
   M2  The events of a segment lie in one folder, have consecutive numbers, and belong to one transaction at most.
   M3  A segment is at most SEGMENT_BYTES_MAX long, whatever it holds.
 
@@ -40,6 +40,7 @@ Failure raised: SegmentError with path, volume, sequence number, expected, found
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import struct
 from collections.abc import Callable, Iterator
@@ -62,6 +63,7 @@ from replicator.units import MIB
 ROLL_BYTES = 64 * MIB
 ROLL_CHUNKS = 1 << 18  # bounds the index to 8 MiB where chunks shrink to nothing
 SEGMENT_BYTES_MAX = 2 * ROLL_BYTES  # events, one event over, and the largest footer, rounded up
+PIECE_BYTES = 4 * MIB  # of a segment that is only checked: few requests to a far store, and little memory
 
 _HEADER = struct.Struct("<4sHH16sIQQ")
 _TRAILER = struct.Struct("<4sHHIIIQQII")
@@ -235,29 +237,74 @@ def _check_header(data: memoryview, key: SegmentKey) -> None:
 
 
 def _check_events(data: memoryview, key: SegmentKey, footer: Footer) -> list[_Opened]:
-    """Each event's own checksum, number and place, and the chain through all of them."""
-    offsets = [*footer.index.offsets.tolist(), len(data)]
-    if offsets[0] != HEADER_BYTES:
-        raise key.wrong(f"the first event at byte {HEADER_BYTES}", f"{offsets[0]}")
+    """Each event's own checksum, number and place, and the chain through all of them; `data` ends with the last one."""
+    bounds = _bounds(key, footer, len(data))
     events: list[_Opened] = []
-    for i, (begin, end) in enumerate(itertools.pairwise(offsets)):
-        sequence = key.first + i
-        part = data[begin:end]
-        if len(part) > EVENT_BYTES_MAX:
-            raise key.wrong(f"an event of at most {EVENT_BYTES_MAX} bytes", f"{len(part)}", sequence)
-        try:
-            header = unpack_header(part, f"byte {begin}")
-        except FormatError as error:
-            raise key.wrong(f"{error.where}: {error.expected}", error.found, sequence) from None
-        place = (header.volume, header.timeline, header.sequence)
-        if place != (key.volume, key.timeline, sequence):
-            raise key.wrong(f"event {sequence} at byte {begin}", f"event {place}", sequence)
-        if events and header.previous != events[-1].digest:
-            raise key.wrong(f"an event that hangs on {events[-1].digest.hex()}", header.previous.hex(), sequence)
-        events.append(_Opened(header, digest128(part), part))
-    if events[-1].digest != footer.state.digest:
-        raise key.wrong(f"a chain that ends with {footer.state.digest.hex()}", events[-1].digest.hex(), footer.last)
+    for i, (begin, end) in enumerate(itertools.pairwise(bounds)):
+        events.append(_check_event(data[begin:end], key, begin, key.first + i, events[-1].digest if events else b""))
+    _check_end(events[-1].digest, key, footer)
     return events
+
+
+def check_segment(
+    read: Callable[[int, int], Buffer], key: SegmentKey, total_bytes: int, piece_bytes: int = PIECE_BYTES
+) -> Footer:
+    """A segment's footer, once every byte was checked (M1), a piece at a time; `read` takes (offset, length)."""
+    trailer = decode_trailer(read(max(0, total_bytes - TRAILER_BYTES), TRAILER_BYTES), key, total_bytes)
+    footer = decode_footer(read(trailer.footer_offset, trailer.footer_bytes), key, trailer)
+    bounds = _bounds(key, footer, trailer.footer_offset)
+    digest = b""
+    begin, at = 0, 0  # a piece begins with the file's beginning, or with event `at`
+    while at < len(bounds) - 1:
+        end = max(bisect.bisect_right(bounds, begin + piece_bytes) - 1, at + 1)
+        digest = _check_piece(
+            read(begin, bounds[end] - begin), begin, bounds[at : end + 1], key, key.first + at, digest
+        )
+        begin, at = bounds[end], end
+    _check_end(digest, key, footer)
+    return footer
+
+
+def _check_piece(data: Buffer, begin: int, bounds: list[int], key: SegmentKey, sequence: int, before: bytes) -> bytes:
+    """The digest of the last event in the bytes from `begin` on, all of them checked; the first one is `sequence`."""
+    piece, expected = memoryview(data), bounds[-1] - begin
+    if len(piece) != expected:
+        raise key.wrong(f"{expected} bytes from byte {begin} on", f"{len(piece)}", sequence)
+    if begin == 0:
+        _check_header(piece[:HEADER_BYTES], key)
+    for ordinal, (at, end) in enumerate(itertools.pairwise(bounds)):
+        before = _check_event(piece[at - begin : end - begin], key, at, sequence + ordinal, before).digest
+    return before
+
+
+def _bounds(key: SegmentKey, footer: Footer, events_end: int) -> list[int]:
+    """Where each event begins, and where the last one ends."""
+    bounds: list[int] = [*footer.index.offsets.tolist(), events_end]
+    if bounds[0] != HEADER_BYTES:
+        raise key.wrong(f"the first event at byte {HEADER_BYTES}", f"{bounds[0]}")
+    return bounds
+
+
+def _check_event(part: memoryview, key: SegmentKey, begin: int, sequence: int, before: bytes) -> _Opened:
+    """One event's own checksum, number and place, and that it hangs on `before` (empty: anything)."""
+    if len(part) > EVENT_BYTES_MAX:
+        raise key.wrong(f"an event of at most {EVENT_BYTES_MAX} bytes", f"{len(part)}", sequence)
+    try:
+        header = unpack_header(part, f"byte {begin}")
+    except FormatError as error:
+        raise key.wrong(f"{error.where}: {error.expected}", error.found, sequence) from None
+    place = (header.volume, header.timeline, header.sequence)
+    if place != (key.volume, key.timeline, sequence):
+        raise key.wrong(f"event {sequence} at byte {begin}", f"event {place}", sequence)
+    if before and header.previous != before:
+        raise key.wrong(f"an event that hangs on {before.hex()}", header.previous.hex(), sequence)
+    return _Opened(header, digest128(part), part)
+
+
+def _check_end(digest: bytes, key: SegmentKey, footer: Footer) -> None:
+    """The chain ends where the footer says."""
+    if digest != footer.state.digest:
+        raise key.wrong(f"a chain that ends with {footer.state.digest.hex()}", digest.hex(), footer.last)
 
 
 def read_facts(

@@ -23,11 +23,13 @@ from replicator.log.errors import LogGapError, LostEndError, TrimmedError
 from replicator.log.objects import ObjectStore
 from replicator.log.parts import Part
 from replicator.log.segment import (
+    PIECE_BYTES,
     SEGMENT_BYTES_MAX,
     TRAILER_BYTES,
     Footer,
     Segment,
     SegmentKey,
+    check_segment,
     decode_footer,
     decode_trailer,
     open_segment,
@@ -184,11 +186,22 @@ class SegmentStream:
         Whether the log lost its end is for the publisher to find, who knows what it published.
         """
         last = self.last_first()
-        segment = self.load(last) if last is not None else None
-        if segment is None:
+        footer = self._checked(last) if last is not None else None
+        if last is None or footer is None:
             return self.start()
-        self.store.settle(self.name_of(segment.key.first))
-        return segment.footer.state
+        self.store.settle(self.name_of(last))
+        return footer.state
+
+    def _checked(self, first: int) -> Footer | None:
+        """The footer of the segment that begins with `first`, every byte checked; a large one isn't held whole."""
+        name = self.name_of(first)
+        size = self.store.size(name)
+        if size is None or size <= PIECE_BYTES:
+            segment = self.load(first)
+            return segment.footer if segment is not None else None
+        return check_segment(
+            lambda offset, length: self.store.get_range(name, offset, length) or b"", self.key_of(first), size
+        )
 
     def locate(self, sequence: int) -> int:
         """The first number of the segment that holds `sequence`; `sequence` itself if it is the next to come.

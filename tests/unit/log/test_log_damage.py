@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID
 
@@ -15,12 +16,32 @@ from replicator.log.index import DISCARDED, ZEROED
 from replicator.log.interface import Appended
 from replicator.log.object_log import ObjectLog, directory_log
 from replicator.log.records import decode_entry, encode_marker, require_marker
-from replicator.log.segment import SEGMENT_BYTES_MAX, SegmentKey, open_segment
+from replicator.log.segment import SEGMENT_BYTES_MAX, Footer, SegmentKey, check_segment, open_segment
 from tests.support.chunk_places import cleared, find, index_at, pages_at
 from tests.support.event_streams import OTHER_VOLUME, VOLUME, Script, chunk_of
 from tests.support.memory_objects import MemoryStore
 
 KEY = SegmentKey("there", VOLUME, 1, 3)
+
+Check = Callable[[bytes], Footer]
+
+
+def whole_at_once(data: bytes) -> Footer:
+    return open_segment(data, KEY).footer
+
+
+def in_pieces(piece_bytes: int) -> Check:
+    """As the tail's segment is checked where it is large."""
+    return lambda data: check_segment(lambda at, length: data[at : at + length], KEY, len(data), piece_bytes)
+
+
+CHECKS = {"whole": whole_at_once, "by_event": in_pieces(1), "some_events": in_pieces(600), "in_one": in_pieces(1 << 20)}
+
+
+@pytest.fixture(params=CHECKS)
+def check(request: pytest.FixtureRequest) -> Check:
+    """Every way to check all bytes of a segment."""
+    return CHECKS[request.param]
 
 
 @pytest.fixture
@@ -49,26 +70,40 @@ def test_names_and_folders() -> None:
     assert names.uuids_in([str(VOLUME), str(VOLUME).upper(), "temporary"]) == [VOLUME]
 
 
-def test_every_flipped_byte_is_found_before_an_event(store: MemoryStore) -> None:
+def test_every_flipped_byte_is_found_before_an_event(store: MemoryStore, check: Check) -> None:
     whole = store.objects[name_of(3)]
     assert len(list(open_segment(whole, KEY).events_from(3))) == 5
+    footer = check(whole)
+    assert (footer.last, footer.state) == (7, open_segment(whole, KEY).footer.state)
     for at in range(len(whole)):
         flipped = bytearray(whole)
         flipped[at] ^= 0x10
         with pytest.raises(SegmentError) as caught:
-            open_segment(flipped, KEY)
+            check(bytes(flipped))
         assert caught.value.path == "there" and caught.value.volume == VOLUME
         assert 3 <= caught.value.sequence <= 7
 
 
-def test_a_segment_cut_short_or_too_long_is_found(store: MemoryStore) -> None:
+def test_a_segment_cut_short_or_too_long_is_found(store: MemoryStore, check: Check) -> None:
     whole = store.objects[name_of(3)]
     for length in range(len(whole)):
         with pytest.raises(SegmentError):
-            open_segment(whole[:length], KEY)
+            check(whole[:length])
     for longer in (whole + b"\0", whole + whole, b"\0" + whole):
         with pytest.raises(SegmentError):
-            open_segment(longer, KEY)
+            check(longer)
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 600, 1 << 20])
+def test_a_segment_that_shrinks_under_its_reader_is_found(store: MemoryStore, piece_bytes: int) -> None:
+    whole = store.objects[name_of(3)]
+    events_end = len(whole) - int.from_bytes(whole[-36:-32], "little") - 48
+
+    def shrunk(at: int, length: int) -> bytes:
+        return whole[at : at + length] if at >= events_end else whole[:40][at : at + length]
+
+    with pytest.raises(SegmentError, match="bytes from byte"):
+        check_segment(shrunk, KEY, len(whole), piece_bytes)
 
 
 def test_a_damaged_event_is_named_by_its_number(store: MemoryStore) -> None:
