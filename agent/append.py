@@ -96,7 +96,7 @@ class Appender:
         """Append `body`, now or with the next ones."""
         event, self._state = seal(self.state, body)
         self._gathered.append(event)
-        self._gathered_bytes += len(event.encoded)
+        self._gathered_bytes += event.length_bytes
         if self._gathered_bytes >= GATHERED_BYTES_MAX:
             self.flush()
 

@@ -46,6 +46,8 @@ HELD_BLOCKS_MAX = 1 << 18
 """Changed blocks kept for the next pass: 6 MiB; beyond that the trees are walked again, which costs no memory."""
 
 _WINDOW_BLOCKS = 1 << 16  # blocks over an external origin that are looked at together: 1.5 MiB of tables
+_HEAD_BYTES = 512  # of a chunk: nearly all that aren't zeros show it there
+_HEAD_ZEROS = bytes(_HEAD_BYTES)
 _NOWHERE = np.int64(-1)
 _TOP = 1 << 63
 
@@ -248,15 +250,22 @@ class Delta:
             return np.zeros(len(part), dtype=bool)
         return np.equal(part.base, _NOWHERE)
 
-    def read_first_pages(self, part: ChunkList, pages: Rows) -> None:
-        """The first page of each chunk in the target, a row each; what lies beyond the volume's end is anything."""
-        length = pages.shape[1]
-        for row, (chunk, offset) in enumerate(zip(part.chunks.tolist(), part.target.tolist(), strict=True)):
-            if offset >= 0:
-                self.files.data.pread_into(pages[row].data, offset)
-            else:
-                self._read_origin(pages[row], chunk * CHUNK_BYTES, length)
+    def begin_with_zeros(self, part: ChunkList) -> npt.NDArray[np.bool_]:
+        """Which chunks may be all zeros in the target, by their first bytes; of a short last chunk they say nothing."""
+        read = self.files.data.pread
+        places = zip(part.chunks.tolist(), part.target.tolist(), strict=True)
+        begin = (read(_HEAD_BYTES, at) == _HEAD_ZEROS if at >= 0 else self._is_origin_zero(no) for no, at in places)
+        found = np.fromiter(begin, dtype=np.bool_, count=len(part))
         self._check()
+        return found
+
+    def _is_origin_zero(self, chunk: int) -> bool:
+        """The same of an unmapped chunk."""
+        begin = chunk * CHUNK_BYTES
+        if self.origin is None or begin >= self.origin.size_bytes:
+            return True
+        head = self.origin.pread(min(_HEAD_BYTES, self.origin.size_bytes - begin), begin)
+        return head == _HEAD_ZEROS[: len(head)]
 
     def _read(self, chunks: npt.NDArray[np.uint64], offsets: Offsets, size_bytes: int, rows: Rows) -> None:
         target = rows.reshape(-1).data
@@ -266,16 +275,16 @@ class Delta:
                 self.files.data.pread_into(view, int(offsets[begin]))
             else:
                 for row in range(begin, end):
-                    self._read_origin(rows[row], int(chunks[row]) * CHUNK_BYTES, CHUNK_BYTES)
+                    self._read_origin(rows[row], int(chunks[row]) * CHUNK_BYTES)
         beyond = np.flatnonzero((chunks + np.uint64(1)) * np.uint64(CHUNK_BYTES) > np.uint64(size_bytes))
         for row in beyond.tolist():
             rows[row, max(0, size_bytes - int(chunks[row]) * CHUNK_BYTES) :] = 0
         self._check()
 
-    def _read_origin(self, row: Rows, offset_bytes: int, length_bytes: int) -> None:
+    def _read_origin(self, row: Rows, offset_bytes: int) -> None:
         row[:] = 0
         if self.origin is not None:
-            length = min(length_bytes, self.origin.size_bytes - offset_bytes)
+            length = min(CHUNK_BYTES, self.origin.size_bytes - offset_bytes)
             if length > 0:
                 self.origin.pread_into(row[:length].data, offset_bytes)
 

@@ -5,7 +5,7 @@ this thread's; hashing and compressing are done by a few workers, a slab of whol
 
     pass        looks at                                             gives
     discards    the changed blocks alone                             ChunksDiscarded: unmapped, no origin behind
-    zeroes      the first page of each other chunk, all of it        ChunksZeroed: zeros now, not zeros in the base
+    zeroes      the beginning of each other chunk, all of it         ChunksZeroed: zeros now, not zeros in the base
                 where that is zeros; not for FULL
     writes      target and base of the rest, 64 chunks at a time     ChunksWritten: the pages that differ; for FULL
                                                                      whole chunks that aren't zeros
@@ -48,7 +48,7 @@ THREADS_DEFAULT = 2
 
 _FRAME_PAGES = 64  # 256 KiB, as events/frames cuts them
 _SLAB_CHUNKS = 2 * READ_CHUNKS  # an unfinished frame has at most 63 chunks of one page each
-_PEEK_CHUNKS = 1024  # first pages looked at together: 4 MiB
+_PEEK_CHUNKS = 1024  # beginnings looked at together
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +93,8 @@ class Extractor:
     # -- zeroes ------------------------------------------------------------------------------------------------
 
     def _zeroed(self, begin: int) -> Iterator[npt.NDArray[np.uint64]]:
-        pages = np.empty((_PEEK_CHUNKS, PAGE_BYTES), dtype=np.uint8)
         for part in self._delta.kept(begin, _PEEK_CHUNKS):
-            heads = pages[: len(part)]
-            self._delta.read_first_pages(part, heads)
-            maybe: npt.NDArray[np.bool_] = np.logical_not(np.any(heads.view(np.uint64), axis=1))
+            maybe = self._delta.begin_with_zeros(part)
             maybe[-1] = True  # the volume's last chunk may be short, and what lies behind its end is anything
             candidates = part.only(maybe)
             for low in range(0, len(candidates), READ_CHUNKS):
@@ -137,9 +134,9 @@ class Extractor:
                 slab.carry_to(after, closed)
                 pending.append((workers.submit(self._pack, slab, closed), slab))
                 slab = after
-            pending.append((workers.submit(self._pack, slab, slab.count), slab))
             for frames, _ in pending:
                 yield from frames.result()
+            yield from self._pack(slab, slab.count)  # by nobody else: a small transaction needs no worker at all
 
     def _read(self, part: ChunkList, rows: Rows) -> Masks:
         """Fill `rows` with the target; the masks of what travels."""
