@@ -21,10 +21,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, tzinfo
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from replicator.errors import ConflictError, NotFoundError
-from replicator.history.lineage import Lineage
 from replicator.history.points import (
     ByLabel,
     ByNumber,
@@ -35,6 +35,9 @@ from replicator.history.points import (
     format_instant,
     merged,
 )
+
+if TYPE_CHECKING:
+    from replicator.history.lineage import Lineage
 
 _NAMED_LIMIT = 8
 """How many names or points a refusal lists: enough to see a typing error, short enough to be read."""

@@ -14,11 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from uuid import UUID
 
 from replicator.errors import ConflictError, NotFoundError
-from replicator.history.lineage import Lineage, Timeline
 from replicator.history.resolve import NamedVolume, resolve_volume
 from replicator.pool.catalogue_schema import (
     Branch,
@@ -33,6 +32,9 @@ from replicator.pool.catalogue_schema import (
     Volume,
 )
 from replicator.pool.changes import Change, End, Put
+
+if TYPE_CHECKING:
+    from replicator.history.lineage import Lineage
 
 _Row = TypeVar("_Row")
 
@@ -124,6 +126,8 @@ class CatalogueView:
 
     def lineage(self, volume: UUID) -> Lineage:
         """The volume's timelines."""
+        from replicator.history.lineage import Lineage, Timeline  # as much again as all of this room, seldom needed
+
         forks = [Timeline(b.timeline, b.parent, b.forked_at) for b in self._all(Branch) if b.volume == volume]
         return Lineage((Timeline(1), *sorted(forks, key=lambda each: each.number)))
 
