@@ -71,10 +71,11 @@ class Connection:
         self._socket, self._staff, self._security = sock, staff, security
         self._transport: Transport = PlainTransport(sock)
         self._said_goodbye = False
+        self.peer = peer_of(sock)
 
     def run(self) -> None:
         """From the greeting to the end; never raises (C1)."""
-        peer, manners = peer_of(self._socket), self._staff.manners
+        peer, manners = self.peer, self._staff.manners
         try:
             with contextlib.closing(self._socket):
                 if not manners.admit(self._socket, peer):

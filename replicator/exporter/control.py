@@ -26,8 +26,8 @@ import itertools
 import socket
 import threading
 import uuid
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -76,6 +76,9 @@ class Hooks(Protocol):
 
     def listeners(self) -> list[ListenAsked]:
         """What each listener was asked for with."""
+
+    def let_go(self, dev_ids: Collection[int]) -> AbstractContextManager[None]:
+        """Offer no volume that is one of these devices while the block lasts; ConflictError where clients use it."""
 
     def stop(self) -> None:
         """End the process soon; returns at once."""
@@ -271,7 +274,9 @@ class _Connection:
 
     def _do_switch(self, asked: Any) -> int:
         switch = asked.value()
-        with self._server.reservations.claimed(switch.fill):
+        hooks = self._server.hooks
+        let_go = nullcontext() if hooks is None or not switch.delete else hooks.let_go(switch.delete)
+        with self._server.reservations.claimed(switch.fill), let_go:
             return self._pool.switch(switch)
 
     def _do_cut(self, asked: Any) -> Any:

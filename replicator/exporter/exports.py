@@ -59,6 +59,10 @@ class Export:
 class User(Protocol):
     """A connection that has an export open."""
 
+    @property
+    def peer(self) -> str:
+        """Who is at its other end, for people."""
+
     def stop(self) -> None:
         """Take no more requests; those in flight are answered."""
 
@@ -68,7 +72,7 @@ class Exports:
 
     def __init__(self, default: str | None = None) -> None:
         self._default = default
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
         self._exports: dict[str, Export] = {}
         self._users: dict[str, set[User]] = {}
 
@@ -90,6 +94,19 @@ class Exports:
         for user in left:
             user.stop()
         return found is not None
+
+    def remove_unused(self, name: str, wait_s: float) -> list[str]:
+        """Offer it no more, unless somebody has it open, still after `wait_s`: who. Nobody is disturbed."""
+        with self._lock:
+            if not self._lock.wait_for(lambda: not self._users.get(name), wait_s):
+                return [user.peer for user in self._users[name]]
+            self._exports.pop(name, None)
+        return []
+
+    def users(self, name: str) -> list[str]:
+        """Who has it open."""
+        with self._lock:
+            return [user.peer for user in self._users.get(name, ())]
 
     def lookup(self, name: str) -> Export | None:
         """What stands behind a name."""
@@ -133,3 +150,4 @@ class Exports:
             users.discard(user)
             if not users:
                 self._users.pop(name, None)
+                self._lock.notify_all()

@@ -9,17 +9,19 @@ clients). A front is a set of exports with the listeners they are offered at.
     VOLUME@N                 the restore point, where it is materialised     no
 
 Invariants
-  F1  A read-only export holds a lease on its device: nothing deletes it while it is offered.
+  F1  A read-only export holds a lease on its device: nothing deletes it while it is offered (but for F5).
   F2  A volume that a receiver fills is offered for reading only.
   F3  What can't be offered (its origin is away) keeps nothing else from being offered, and is tried again.
   F4  A device that nobody offers any more is closed: what was written is durable, and it may be deleted.
-  F4  A device that nobody offers any more is closed: what was written is durable, and it may be deleted.
+  F5  A volume that no client has open is let go of for those who delete it or roll it back, and offered again behind
+      them, as what it then is; one that a client has open is not.
 """
 
 from __future__ import annotations
 
 import ssl
 import threading
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -37,6 +39,7 @@ from replicator.nbd.uri import NbdUri
 from replicator.pdata.block import Words
 from replicator.pdata.transaction import BrokenPoolError
 from replicator.pool.catalogue_schema import Origin, Role, Snapshot, Volume
+from replicator.pool.clients import GOING_S
 from replicator.pool.control_values import ExportFacts, ListenAsked
 from replicator.pool.local import LocalLease, LocalPool
 from replicator.pool.origins import open_origin
@@ -124,6 +127,7 @@ class Front:
         self._exports = Exports()
         self._offered: dict[str, Offered] = {}
         self._leases: dict[str, LocalLease] = {}
+        self._let_go: set[int] = set()
         self._lock = threading.Lock()
         self._server = NbdServer(pool.engine.gate, self._exports, ServerSettings(security=security_of(asked.tls)))
         try:
@@ -150,6 +154,7 @@ class Front:
                     raise
                 there = {name: offered for name in self.asked.names if (offered := _try(view, name, self.asked))}
                 now = there
+            now = {name: offered for name, offered in now.items() if offered.dev_id not in self._let_go}
             for name in self._offered.keys() - now.keys():
                 self._withdraw(name)
             for name, offered in now.items():
@@ -160,8 +165,28 @@ class Front:
                         failures.append(error)
         return failures
 
-    def _withdraw(self, name: str) -> None:
-        export = self._exports.lookup(name)
+    def offers(self, dev_ids: Collection[int]) -> bool:
+        """Whether one of these devices is offered."""
+        return any(each.dev_id in dev_ids for each in list(self._offered.values()))
+
+    def let_go(self, dev_id: int) -> list[str]:
+        """Offer the device no more until `take_back` (F5); or, with nothing changed for them, the clients that stay."""
+        with self._lock:
+            for name in [name for name, each in self._offered.items() if each.dev_id == dev_id]:
+                export = self._exports.lookup(name)
+                if clients := self._exports.remove_unused(name, GOING_S):
+                    return clients
+                self._withdraw(name, export)
+            self._let_go.add(dev_id)
+        return []
+
+    def take_back(self, dev_ids: Collection[int]) -> None:
+        """From the next `sync` on, these devices are offered where the catalogue has them."""
+        with self._lock:
+            self._let_go.difference_update(dev_ids)
+
+    def _withdraw(self, name: str, export: Export | None = None) -> None:
+        export = export or self._exports.lookup(name)
         self._exports.remove(name)
         del self._offered[name]
         if export is not None:
@@ -211,7 +236,15 @@ class Front:
         """What is offered, and where."""
         addresses = self._server.addresses()
         return [
-            ExportFacts(name, each.dev_id, each.size_bytes, each.read_only, str(address), uri_of(address, name))
+            ExportFacts(
+                name,
+                each.dev_id,
+                each.size_bytes,
+                each.read_only,
+                str(address),
+                uri_of(address, name),
+                self._exports.users(name),
+            )
             for address in addresses
             for name, each in list(self._offered.items())
         ]

@@ -10,6 +10,7 @@ Invariants
   E1  Clients of the control socket are heard only when the disks are served already.
   E2  A second request for a listener that is there is answered with it, so that adopting an exporter asks for it again;
       one that asks for other names, other rights or other TLS files is refused, and the listener stays as it is.
+  E3  A volume that is deleted or rolled back is in no client's hands: where one has it open, the switch is refused.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from replicator.exporter.address import parse_address
 from replicator.exporter.control import ControlServer, Identity
 from replicator.exporter.fronts import Front, Origins
 from replicator.exporter.signals import stopped_by_signals
+from replicator.pool.clients import in_use
 from replicator.pool.control_values import ExportFacts, ListenAsked
 from replicator.pool.local import LocalPool
 from replicator.pool.opening import own_pool
@@ -111,6 +113,23 @@ class Exporter:
         """What each listener was asked for with."""
         with self._lock:
             return [front.asked for front in self._fronts]
+
+    @contextmanager
+    def let_go(self, dev_ids: Collection[int]) -> Iterator[None]:
+        """Offer no volume that is one of these devices while the block lasts, and then what is there (E3)."""
+        names = {each.dev_id: each.name for each in self._pool.view().volumes if each.dev_id in dev_ids}
+        fronts = [front for front in list(self._fronts) if front.offers(dev_ids)]
+        try:
+            for front in fronts:
+                self._sync(front)  # a snapshot that was deleted is offered no more
+                for dev_id, name in names.items():
+                    if clients := front.let_go(dev_id):
+                        raise in_use(name, clients)
+            yield
+        finally:
+            for front in fronts:
+                front.take_back(names)
+                self._sync(front)
 
     def stop(self) -> None:
         """End soon."""

@@ -154,7 +154,7 @@ class ListenAsked(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class ExportFacts:
-    """One name that an address serves."""
+    """One name that an address serves; `clients` have it open there (None: an older owner, which doesn't say)."""
 
     name: str
     dev_id: int
@@ -162,6 +162,7 @@ class ExportFacts:
     read_only: bool
     address: str
     uri: str = ""
+    clients: list[str] | None = None
 
 
 METHODS: dict[str, tuple[Any, Any]] = {

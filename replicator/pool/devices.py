@@ -90,6 +90,13 @@ def refuse_replica(view: CatalogueView, volume: Volume) -> None:
         )
 
 
+def refuse_renaming_replica(view: CatalogueView, name: str) -> None:
+    """The same, where `name` is a volume's: a snapshot of a replica is this pool's own."""
+    if view.snapshot_named(name) is None:
+        with suppress(NotFoundError):  # whoever renames it tells all the names there are
+            refuse_replica(view, view.volume(name))
+
+
 def _by_number(reader: PoolReader, view: CatalogueView, dev_id: int, name: str) -> Named:
     for volume in view.volumes:
         if volume.dev_id == dev_id:

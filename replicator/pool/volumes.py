@@ -18,7 +18,8 @@ A device that goes with a switch gives its space back in the background (pool/de
     before the switch             what was there                     -
     between the switch and sweep  hidden snapshots, in no list       the next sweep: at opening, or of a later delete
 
-A volume that is open for writing is neither deleted nor rolled back: the switch is refused whole.
+A volume that is open for writing is neither deleted nor rolled back: the switch is refused whole. An exporter whose
+clients all have gone from it closes it for that (exporter/process, E3).
 
 Volumes and users' snapshots share one space of names, since both are exported under theirs.
 

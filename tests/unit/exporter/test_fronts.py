@@ -32,6 +32,7 @@ def pool(tmp_path: Path) -> Iterator[OwnedPool]:
 
 class _Reader:
     stopped = False
+    peer = "process 1"
 
     def stop(self) -> None:
         self.stopped = True
