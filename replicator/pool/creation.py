@@ -14,10 +14,11 @@ an interrupted creation left, and the next one takes it away.
     metadata renamed, or linked to  + metadata                                    a pool; opening removes `creating`
     creating removed                the pool                                      the pool
 
-An error on the way takes away what was made; a device gets its first 4 KiB zeroed again.
+An error on the way takes away what was made; a device gets its first 4 KiB zeroed again, a data file loses its mark.
 
 Invariants
-  N1  Nothing that holds something is overwritten: not a directory's files, not a device that doesn't begin with zeros.
+  N1  Nothing that holds something is overwritten: not a directory's files, not a device that doesn't begin with zeros,
+      not the data file of another pool, however empty.
   N2  Superblock, catalogue and data file name one UUID; a raw data device is known by its own id and size.
 
 Failures: ConflictError (not empty, in use, being created), UsageError, NotFoundError, NoSpaceError, DeviceError.
@@ -47,6 +48,8 @@ from replicator.pool.identity import (
     describe_device,
     low_water_blocks,
     mark_file,
+    marked_pool,
+    unmark_file,
 )
 from replicator.pool.locks import refuse_network_file_system
 from replicator.thin import geometry
@@ -164,6 +167,7 @@ class _Creation:
         self.path = path
         self.uuid = uuid4()
         self._formatted: FileDevice | None = None
+        self._marked: Path | None = None
         self._mark = _take_mark(path)
         earlier = os.pread(self._mark, _MARK_BYTES, 0).decode("ascii", "replace").split()
         self._attempts = {self.uuid.hex, *earlier}
@@ -177,7 +181,16 @@ class _Creation:
         if plan.data is None:
             assert plan.size_bytes is not None
             return FileDevice.create(self.path / "data.new", plan.size_bytes)
-        return _empty_device(plan.data, _BEGINNING_BYTES)
+        device = _empty_device(plan.data, _BEGINNING_BYTES)
+        owner = marked_pool(device)
+        if owner is not None and owner.hex not in self._attempts:
+            device.close()
+            raise ConflictError(
+                f"{plan.data} is the data of pool {owner}",
+                mend="name another file; or, if that pool is gone, remove the file and make it anew",
+            )
+        self._marked = plan.data
+        return device
 
     def metadata_device(self, plan: PoolPlan, size_bytes: int) -> FileDevice:
         """The metadata device, allocated wholly (P8); what an earlier attempt formatted is zeroed first."""
@@ -209,6 +222,8 @@ class _Creation:
         """Take away everything that was made."""
         if self._formatted is not None:
             self._unformat()
+        if self._marked is not None:
+            unmark_file(self._marked, self.uuid)
         self._clear()
         (self.path / MARK).unlink(missing_ok=True)
 

@@ -41,10 +41,10 @@ from pathlib import Path
 from uuid import UUID
 
 from replicator.blockdev.file import FileDevice
-from replicator.errors import DamageError, DeviceError, UsageError
+from replicator.errors import DamageError, DeviceError, ReplicatorError, UsageError
 from replicator.pool.catalogue import Catalogue
 from replicator.pool.view import CatalogueView
-from replicator.thin.superblock import Superblock
+from replicator.thin.superblock import Superblock, read_superblock
 from replicator.units import parse_size
 
 DATA_DEVICE_SETTING = "data-device"
@@ -58,6 +58,18 @@ _REACHED = "user.replicator.transaction"
 _DIGITS = 20  # of a 64-bit number: a longer text is none of ours
 _MEND = "put the pool's own files of one time together again"
 _BLOCK_IDS = ("dm/uuid", "wwid", "device/wwid", "md/uuid", "serial", "device/serial")
+
+
+def is_ours(path: Path) -> bool:
+    """Whether one of our pools is in that directory, by a first look: a catalogue, and a superblock of dm-thin's."""
+    if not (path / "catalog.db").exists():
+        return False
+    try:
+        with FileDevice(path / "metadata", read_only=True) as metadata:
+            read_superblock(metadata)
+    except ReplicatorError:
+        return False
+    return True
 
 
 def check_identity(view: CatalogueView, superblock: Superblock, metadata: FileDevice, data: FileDevice) -> None:
@@ -145,6 +157,13 @@ def marked_pool(data: FileDevice) -> UUID | None:
         return UUID(os.getxattr(data.fileno(), _ATTRIBUTE).decode("ascii", "replace"))
     except (OSError, ValueError):
         return None
+
+
+def unmark_file(path: Path, pool: UUID) -> None:
+    """Take the mark of a pool that didn't come to be off the data file."""
+    with contextlib.suppress(OSError):
+        if os.getxattr(path, _ATTRIBUTE).decode("ascii", "replace") == str(pool):
+            os.removexattr(path, _ATTRIBUTE)
 
 
 def describe_device(data: FileDevice) -> str:

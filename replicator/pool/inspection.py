@@ -27,7 +27,7 @@ from pathlib import Path
 from replicator.blockdev.file import FileDevice
 from replicator.errors import DamageError, FormatError, NotFoundError, UnavailableError
 from replicator.pool.catalogue import Catalogue
-from replicator.pool.identity import check_age, check_identity
+from replicator.pool.identity import check_age, check_identity, is_ours
 from replicator.pool.locks import PoolLock, owned_elsewhere
 from replicator.pool.opening import OWNER_S
 from replicator.pool.remote import RemotePool
@@ -95,7 +95,7 @@ def _lock_or_owner(path: Path, owner_s: float) -> PoolLock | RemotePool:
     """One of the two; ConflictError when a command that has the pool doesn't end."""
     end = time.monotonic() + owner_s
     while True:
-        lock = PoolLock.read(path)
+        lock = PoolLock.read(path, make=is_ours(path))
         if lock is not None:
             return lock
         try:

@@ -126,15 +126,18 @@ class PoolLock:
         return cls(path, fd, owned=True)
 
     @classmethod
-    def read(cls, directory: Path) -> PoolLock | None:
+    def read(cls, directory: Path, *, make: bool = True) -> PoolLock | None:
         """Take `lock` for a reader where there is no owner; None where there is one.
 
-        Where no lock file is and none can be made (read-only media), nobody can open the pool for writing either.
+        Where no lock file is and none can be made (read-only media), nobody can open the pool for writing either. Nor
+        where nothing of ours is (`make` False): there it isn't made.
         """
         path = directory / "lock"
         try:
             fd = _open(path, writable=False)
         except (NotFoundError, DeviceError):
+            if not make:
+                return cls(path, -1)
             try:
                 fd = _open(path, writable=True)
             except DeviceError as error:

@@ -190,9 +190,11 @@ def require_pool(path: Path) -> None:
         raise NotFoundError(f"there is no pool {path}: it isn't a directory", mend=mend)
     if not (path / "metadata").exists():
         raise NotFoundError(f"{path} isn't a pool: it has no metadata", mend=f"replicator pool create {path} --size …")
-    if not (path / "catalog.db").exists():
+    named = (path / "catalog.db").exists()
+    if not named or not (path / "lock").exists():
         with FileDevice(path / "metadata", read_only=True) as metadata:
-            read_superblock(metadata)  # what isn't dm-thin's at all is told as that
+            read_superblock(metadata)  # what isn't dm-thin's at all is told as that, and gets no lock file
+    if not named:
         raise UsageError(
             f"{path} has no catalogue, so another program wrote it: it is opened for reading only",
             mend="read its devices as thin-ID: replicator volume export, serve --read-only",

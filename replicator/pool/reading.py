@@ -34,7 +34,7 @@ from replicator.errors import NotFoundError, UnavailableError
 from replicator.pool.catalogue import Catalogue
 from replicator.pool.catalogue_schema import PoolIdentity, Volume
 from replicator.pool.deleting import being_deleted
-from replicator.pool.identity import check_age, check_identity
+from replicator.pool.identity import check_age, check_identity, is_ours
 from replicator.pool.interface import DeviceFacts, Pool
 from replicator.pool.locks import PoolLock, owned_elsewhere
 from replicator.pool.reader import PoolReader
@@ -100,7 +100,7 @@ def read_pool(path: Path, *, role: str = "own", held: bool = False, owner_s: flo
         if held or not (path / "catalog.db").exists():
             return _read_foreign(path, stack, held=held)
         end = time.monotonic() + owner_s
-        while (lock := PoolLock.read(path)) is None:
+        while (lock := PoolLock.read(path, make=is_ours(path))) is None:
             try:
                 return _reader(stack.enter_context(RemotePool(path, role=role)), stack)
             except UnavailableError:

@@ -27,6 +27,7 @@ from pathlib import Path
 from replicator.blockdev.file import FileDevice
 from replicator.errors import ConflictError, NoSpaceError, ReplicatorError
 from replicator.pool.catalogue import Catalogue
+from replicator.pool.identity import is_ours
 from replicator.pool.inspection import is_foreign, require_metadata
 from replicator.pool.locks import PoolLock, owned_elsewhere
 from replicator.pool.view import CatalogueView
@@ -93,7 +94,7 @@ def repair_pool(wish: Wish, progress: Progress = lambda *_: None) -> PoolRepair:
     if not wish.dry_run and (wish.target.exists() or wish.target.is_symlink()):
         raise ConflictError(f"{wish.target} is there already", mend="name a new file")
     with ExitStack() as held:
-        lock = PoolLock.read(wish.path)
+        lock = PoolLock.read(wish.path, make=is_ours(wish.path))
         if lock is None:
             raise owned_elsewhere(wish.path)
         held.enter_context(lock)

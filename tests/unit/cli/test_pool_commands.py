@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from uuid import UUID
 
@@ -192,3 +193,15 @@ def test_a_kernels_pool_is_shown_checked_and_dumped(command: Command, kernel_poo
 def test_a_names_line_is_a_document_of_one_value(command: Command, pool: Path) -> None:
     ran = command("pool", "status", pool, "--json")
     assert json.loads(ran.out)["pool"] == str(pool) and ran.err == ""
+
+
+def test_another_pools_data_is_not_taken_however_empty(command: Command, pool: Path, tmp_path: Path) -> None:
+    error = command("pool", "create", tmp_path / "new", "--data", pool / "data", "--json", code=4).error
+    assert "is the data of pool" in error["message"] and not (tmp_path / "new").exists()
+    command("volume", "list", pool)
+    own = tmp_path / "own"
+    own.touch()
+    os.truncate(own, 16 << 20)
+    wrong = ("pool", "create", tmp_path / "new", "--data", own, "--metadata", tmp_path / "none")
+    command(*wrong, code=None)
+    command("pool", "create", tmp_path / "new", "--data", own)
