@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from replicator.cli.show import DURATION, SIZE, confirm, json_option, print_json
+from replicator.cli.places import POOL
+from replicator.cli.show import DURATION, SIZE, confirm, json_option, print_json, status_code, yes_option
 
 if TYPE_CHECKING:
     from agent.config import AgentConfig
@@ -21,7 +22,7 @@ STOP_S = 300.0
 """How long `agent stop` waits: an event under way, and the exporter's last commit."""
 
 _STEP_S = 0.05
-_POOL = click.argument("pool", type=click.Path(path_type=Path))
+_POOL = click.argument("pool", type=POOL)
 
 
 def commands() -> list[click.Command]:
@@ -40,25 +41,39 @@ def agent() -> None:
 
 
 @agent.command()
-@click.argument("pool", type=click.Path(path_type=Path), required=False)
-@click.option("--log", "log", help="Where to publish: a directory, or a URL.")
-@click.option("--listen", multiple=True, metavar="ADDRESS", help="unix:PATH or tcp:HOST:PORT; may come again.")
+@click.argument("pool", type=POOL, required=False)
+@click.option("--log", "log", metavar="LOG", help="Where to publish: a directory, or ssh://, s3://, kafka://.")
+@click.option(
+    "--listen",
+    multiple=True,
+    metavar="ADDRESS",
+    help="Serve the volumes there: unix:PATH or tcp:HOST:PORT; may come again.",
+)
 @click.option("--interval", type=DURATION, help="Between two cuts (1s; 10s where the log is on S3).")
 @click.option("--cron", metavar="EXPRESSION", help="Cut at these times instead, as in '0 2 * * *'.")
 @click.option("--volume", "volumes", multiple=True, metavar="NAME", help="Only this volume; may come again.")
 @click.option("--bandwidth", type=SIZE, help="Bytes a second to the log, at most.")
-@click.option("--when-full", type=click.Choice(["drop-base", "stop-writes"]), help="What gives way (drop-base).")
+@click.option(
+    "--when-full",
+    type=click.Choice(["drop-base", "stop-writes"]),
+    help="What gives way when the pool fills while the log is away: the common base, or writes (drop-base).",
+)
 @click.option("--attest", type=DURATION, help="How often replicas are given hashes of the whole volume (never).")
 @click.option("--adopt", is_flag=True, help="Wait for an exporter that another unit starts.")
-@click.option("--level", type=int, help="zstd level (1).")
-@click.option("--group", "socket_group", help="Unix group that may use the sockets.")
-@click.option("--tls-certificate", help="PEM file; offers TLS on tcp addresses.")
-@click.option("--tls-key", help="PEM file of its private key.")
-@click.option("--tls-ca", help="PEM file; clients must show a certificate of it.")
+@click.option("--level", type=int, metavar="LEVEL", help="How hard zstd compresses: 1 (the default) to 19.")
+@click.option("--group", "socket_group", metavar="GROUP", help="Unix group that may use the sockets.")
+@click.option("--tls-certificate", metavar="FILE", help="PEM file; offers TLS on tcp addresses.")
+@click.option("--tls-key", metavar="FILE", help="PEM file of its private key.")
+@click.option("--tls-ca", metavar="FILE", help="PEM file; clients must show a certificate of it.")
 @click.option("--tls-required", is_flag=True, help="Serve nobody in the clear.")
-@click.option("--config", "config_path", type=click.Path(path_type=Path), help="A TOML file; flags win over it.")
+@click.option(
+    "--config", "config_path", type=click.Path(path_type=Path), metavar="FILE", help="A TOML file; flags win over it."
+)
 def run(**flags: Any) -> None:
     """Publish a pool's volumes until stopped.
+
+    With --listen it starts the process that serves them, or adopts the one that has the pool; without, it publishes
+    beside whoever serves them.
 
     \b
     replicator agent run /srv/pool --log /mnt/log --listen unix:/run/replicator/nbd.sock
@@ -97,14 +112,17 @@ def _config(flags: dict[str, Any]) -> AgentConfig:
 
 @agent.command()
 @_POOL
-@click.option("--log", "log", required=True, help="Where to publish: a directory, or a URL.")
+@click.option(
+    "--log", "log", metavar="LOG", required=True, help="Where to publish: a directory, or ssh://, s3://, kafka://."
+)
 @click.argument("names", nargs=-1, metavar="[NAME]...")
-@click.option("--label", "labels", multiple=True, help="A label of the restore point; may come again.")
+@click.option("--label", "labels", multiple=True, metavar="LABEL", help="A label of the restore point; may come again.")
 @json_option
 def publish(pool: Path, log: str, names: tuple[str, ...], labels: tuple[str, ...], as_json: bool) -> int:
-    """One cut, published, and done: the incremental backup job for cron.
+    """Make one cut, publish it, and end: the backup job for cron.
 
-    A volume that is refused keeps no other from being published; the exit code is that of the worst.
+    Where an agent runs, it is asked to. A label that a point of the volume has already is refused before anything is
+    cut (exit 4). A volume that is refused keeps no other from being published; the exit code is that of the worst.
 
     \b
     replicator agent publish /srv/pool --log /mnt/log
@@ -117,8 +135,15 @@ def publish(pool: Path, log: str, names: tuple[str, ...], labels: tuple[str, ...
 @agent.command()
 @_POOL
 @json_option
-def status(pool: Path, as_json: bool) -> None:
-    """What would be lost now, since when, and what mends it."""
+def status(pool: Path, as_json: bool) -> int:
+    """Say what would be lost now, since when, and what mends it.
+
+    Where no agent runs: since when nothing is published. Exit 0 only if all is well, 1 if something isn't.
+
+    \b
+    replicator agent status /srv/pool
+    replicator agent status /srv/pool --json
+    """
     from agent.job import status_of
     from agent.status import text
 
@@ -127,15 +152,23 @@ def status(pool: Path, as_json: bool) -> None:
         print_json(found)
     else:
         click.echo(text(found))
+    return status_code(found["severity"])
 
 
 @agent.command()
 @_POOL
 @click.argument("volumes", nargs=-1, metavar="[VOLUME]...")
-@click.option("--label", "labels", multiple=True, help="A label of the restore point; may come again.")
+@click.option("--label", "labels", multiple=True, metavar="LABEL", help="A label of the restore point; may come again.")
 @json_option
 def snapshot(pool: Path, volumes: tuple[str, ...], labels: tuple[str, ...], as_json: bool) -> int:
-    """A cut now; it is in the log when this returns."""
+    """Have the running agent make a cut, and wait until it is published.
+
+    A label that a point of the volume has already is refused before anything is cut (exit 4).
+
+    \b
+    replicator agent snapshot /srv/pool
+    replicator agent snapshot /srv/pool vm1 --label before-upgrade
+    """
     from agent.daemon import SNAPSHOT_S
     from agent.published import Published
 
@@ -148,7 +181,14 @@ def snapshot(pool: Path, volumes: tuple[str, ...], labels: tuple[str, ...], as_j
 @click.argument("volumes", nargs=-1, metavar="[VOLUME]...")
 @json_option
 def pause(pool: Path, volumes: tuple[str, ...], as_json: bool) -> None:
-    """No more cuts until `agent resume`; the disks go on."""
+    """Make no more cuts until `agent resume`; the disks go on.
+
+    What is written meanwhile is in no log: `agent status` says PAUSED, and since when. It lasts until the agent ends.
+
+    \b
+    replicator agent pause /srv/pool
+    replicator agent pause /srv/pool vm1
+    """
     _show_change(pool, "pause", volumes, as_json)
 
 
@@ -157,32 +197,40 @@ def pause(pool: Path, volumes: tuple[str, ...], as_json: bool) -> None:
 @click.argument("volumes", nargs=-1, metavar="[VOLUME]...")
 @json_option
 def resume(pool: Path, volumes: tuple[str, ...], as_json: bool) -> None:
-    """Cuts again."""
+    """Make cuts again, after `agent pause`.
+
+    \b
+    replicator agent resume /srv/pool
+    """
     _show_change(pool, "resume", volumes, as_json)
 
 
 @agent.command()
 @_POOL
 @click.argument("volume")
-@click.option("--from-log", is_flag=True, help="Go on behind the log's end; the rest is found by hashes.")
-@click.option("--new-timeline", is_flag=True, help="Go on, on a timeline of this pool's own.")
-@click.option("--log", "log", help="The log, if the pool doesn't remember it.")
-@click.option("--yes", is_flag=True, help="Don't ask.")
+@click.option("--from-log", is_flag=True, help="The log's: go on behind its end, as its one publisher.")
+@click.option("--new-timeline", is_flag=True, help="This pool's: go on, on a new timeline of its own.")
+@click.option("--log", "log", metavar="LOG", help="The log, if the pool doesn't remember it.")
+@yes_option
 @json_option
 def rebase(
     pool: Path, volume: str, from_log: bool, new_timeline: bool, log: str | None, yes: bool, as_json: bool
 ) -> None:
-    """Give a pool and a log that tell different histories a common base again.
+    """Give a pool and its log a common base again, where they differ.
+
+    Needed when publishing is refused since the two tell different histories. Say which one goes on, by exactly one of
+    --from-log and --new-timeline. What differs is found by hashes, and only that is sent.
 
     \b
     replicator agent rebase /srv/pool vm1 --from-log
+    replicator agent rebase /srv/pool vm1 --new-timeline
     """
     from agent.job import rebase as rebased
     from replicator.errors import UsageError
 
     if from_log == new_timeline:
         what = "--from-log and --new-timeline exclude each other" if from_log else "which history goes on?"
-        raise UsageError(what, mend="--from-log (the log's), or --new-timeline (both)")
+        raise UsageError(what, mend="give exactly one: --from-log (the log's), or --new-timeline (this pool's)")
     told = "whoever publishes it elsewhere is fenced" if from_log else "the log's present timeline ends"
     confirm(f"{volume}: {told}. Go on?", yes)
     done = rebased(pool, log, volume, new_timeline=new_timeline)
@@ -196,7 +244,14 @@ def rebase(
 @_POOL
 @json_option
 def stop(pool: Path, as_json: bool) -> None:
-    """A clean stop: what was sent stays, the rest is sent by the next start."""
+    """Stop the agent; the next start goes on where it was.
+
+    The process that serves the disks ends too if an agent started it; one that stands on its own (`serve`) goes on.
+    Returns when the agent is gone.
+
+    \b
+    replicator agent stop /srv/pool
+    """
     import time
 
     from agent.job import SOCKET_NAME, stop_agent

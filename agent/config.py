@@ -90,6 +90,8 @@ class AgentConfig:
             assert schedule.late_s > 0, "each was made, and so checked"
         if self.attest_s is not None and self.attest_s < ATTEST_S_MIN:
             raise UsageError(f"attesting every {self.attest_s:g} s is too often", mend="take 1m or more; 7d is usual")
+        if self.bandwidth_bytes_s is not None and self.bandwidth_bytes_s < 1:
+            raise UsageError("a bandwidth of nothing publishes nothing", mend="leave it out for no limit")
         if not 1 <= self.level <= LEVEL_MAX:
             raise UsageError(f"compression level {self.level} isn't between 1 and {LEVEL_MAX}")
         if not 1 <= self.threads <= THREADS_MAX:

@@ -29,7 +29,7 @@ from agent.context import Context, open_files, open_origin
 from agent.cut import points_of
 from agent.gather import Gatherer
 from agent.holder import PoolHolder
-from agent.job import SOCKET_NAME
+from agent.job import SOCKET_NAME, refuse_labels
 from agent.plans import plans_of, point_of
 from agent.published import failed_of
 from agent.ratelimit import TokenBucket
@@ -252,8 +252,12 @@ class Agent:
 
     def snapshot(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """A cut now, in the log when this returns; {"points": [...], "failed": [...]} (agent/published)."""
-        labels = tuple(check_label(str(label)) for label in arguments.get("labels", ()))
+        labels = tuple(dict.fromkeys(check_label(str(label)) for label in arguments.get("labels", ())))
         workers = self._chosen(arguments)
+        pool = self._holder.get()
+        there = {each.uuid for each in pool.view().volumes}
+        members = [str(uuid) for worker in workers for uuid in worker.plan.members if uuid in there]
+        refuse_labels(self.config.pool, members, labels, beside=pool)
         tickets = [worker.request(labels) for worker in workers]
         self._wake()
         timeout_s = float(arguments.get("wait_s", SNAPSHOT_S))

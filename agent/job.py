@@ -11,7 +11,7 @@ A backup job is started every few minutes on many hosts: what only the daemon ne
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,6 +35,7 @@ from replicator.log.interface import Log
 from replicator.log.opening import log_url, open_log
 from replicator.pool.catalogue_schema import Role
 from replicator.pool.daemons import ANSWER_S, ask
+from replicator.pool.interface import Pool
 from replicator.pool.opening import open_pool, require_pool
 from replicator.pool.reading import read_pool
 from replicator.pool.sockets import connect
@@ -100,14 +101,24 @@ def status_of(pool: Path) -> dict[str, Any]:
 def publish_once(path: Path, log: str, names: tuple[str, ...], labels: tuple[str, ...]) -> Published:
     """One cut of these volumes (all, where none is named), in the log when this returns."""
     require_pool(path)
-    labels = tuple(check_label(label) for label in labels)
+    labels = tuple(dict.fromkeys(check_label(label) for label in labels))
     if not is_running(path):
+        refuse_labels(path, names, labels)
         return _publish_here(path, log, names, labels)
     known = str(ask_agent(path, "status")["log"])
     if log_url(known) != log_url(log):
         raise ConflictError(f"an agent publishes this pool to {known}", mend="name that log, or stop the agent")
     asked = {"volumes": list(names), "labels": list(labels), "wait_s": LONG_S}
     return Published.answered(ask_agent(path, "snapshot", LONG_S + ANSWER_S, **asked))
+
+
+def refuse_labels(path: Path, volumes: Sequence[str], labels: Sequence[str], *, beside: Pool | None = None) -> None:
+    """ConflictError if one of these labels names a point of these volumes (all) already; `beside`: the pool, open."""
+    if labels:
+        from replicator.cli.show import local_zone
+        from replicator.repository.taken import refuse_taken
+
+        refuse_taken(path, volumes, labels, local_zone(), beside=beside)
 
 
 def _publish_here(path: Path, log: str, names: tuple[str, ...], labels: tuple[str, ...]) -> Published:

@@ -14,7 +14,16 @@ from datetime import datetime, tzinfo
 from typing import Any
 
 from replicator.history.points import NS_PER_S
-from replicator.history.protection import Failure, SourceFacts, State, Verdict, judge_source, overall, worst_first
+from replicator.history.protection import (
+    Failure,
+    Severity,
+    SourceFacts,
+    State,
+    Verdict,
+    judge_source,
+    overall,
+    worst_first,
+)
 from replicator.units import format_duration, format_size
 
 SCHEMA_VERSION = 1
@@ -133,7 +142,7 @@ def document(facts: AgentFacts, now_ns: int, zone: tzinfo) -> dict[str, Any]:
     """The status as plain objects, worst volume first."""
     by_name = {each.name: each for each in facts.volumes}
     verdicts = worst_first(judge_source(each.source_facts(now_ns), now_ns) for each in facts.volumes)
-    severity = overall(verdicts)
+    severity = overall(verdicts) if verdicts else Severity.WARNING
     head = verdicts[0] if verdicts else None
     volumes = [_volume(by_name[verdict.volume], _mended(verdict, facts.pool), now_ns, zone) for verdict in verdicts]
     more = f" ({head.volume}, the worst of {len(verdicts)})" if head and len(verdicts) > 1 else ""

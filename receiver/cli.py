@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from replicator.cli.places import POOL
-from replicator.cli.show import SIZE, json_option, print_json
+from replicator.cli.show import SIZE, json_option, print_json, status_code
 
 if TYPE_CHECKING:
     from receiver.config import ReceiverConfig
@@ -40,16 +40,23 @@ def receiver() -> None:
 
 @receiver.command()
 @click.argument("pool", type=POOL, required=False)
-@click.option("--log", "log", help="The log to follow: a directory, or a URL.")
+@click.option("--log", "log", metavar="LOG", help="The log to follow: a directory, or ssh://, s3://, kafka://.")
 @click.option("--volume", "volumes", multiple=True, metavar="NAME", help="Only this volume; may come again.")
 @click.option("--apply-commit-bytes", type=SIZE, help="Apply larger transactions in steps of this size (1GiB).")
-@click.option("--group", "socket_group", help="Unix group that may use the sockets.")
-@click.option("--name", help="What this receiver is called beside the log; otherwise as the host.")
+@click.option("--group", "socket_group", metavar="GROUP", help="Unix group that may use the sockets.")
+@click.option("--name", metavar="NAME", help="What this receiver is called beside the log (as the host).")
 @click.option(
-    "--no-register", "register", is_flag=True, flag_value=False, default=None, help="Don't say there how far."
+    "--no-register",
+    "register",
+    is_flag=True,
+    flag_value=False,
+    default=None,
+    help="Don't say beside the log how far it is: trimming won't wait for it.",
 )
-@click.option("--config", "config_path", type=click.Path(path_type=Path), help="A TOML file; flags win over it.")
-@click.option("--once", is_flag=True, help="Apply what is there, and exit.")
+@click.option(
+    "--config", "config_path", type=click.Path(path_type=Path), metavar="FILE", help="A TOML file; flags win over it."
+)
+@click.option("--once", is_flag=True, help="Apply what the log has now, and end.")
 @json_option
 def run(once: bool, as_json: bool, **flags: Any) -> None:
     """Follow a log into a replica pool until stopped.
@@ -90,8 +97,15 @@ def _config(flags: dict[str, Any]) -> ReceiverConfig:
 @receiver.command()
 @_POOL
 @json_option
-def status(pool: Path, as_json: bool) -> None:
-    """How far behind each replica is, since when, and what mends it; worst first."""
+def status(pool: Path, as_json: bool) -> int:
+    """Say how far behind each replica is, and what mends it; worst first.
+
+    Exit 0 only if all is well, 1 if something isn't, 5 if no receiver runs for POOL.
+
+    \b
+    replicator receiver status /srv/replica
+    replicator receiver status /srv/replica --json
+    """
     from receiver.running import ask_receiver, local_zone
     from receiver.status import lines_of
 
@@ -100,13 +114,20 @@ def status(pool: Path, as_json: bool) -> None:
         print_json(found)
     for line in () if as_json else lines_of(found, local_zone()):
         click.echo(line)
+    return status_code(found["severity"])
 
 
 @receiver.command()
 @_POOL
 @json_option
 def stop(pool: Path, as_json: bool) -> None:
-    """Stop the receiver, and the exporter that it started; returns when it is gone."""
+    """Stop the receiver, and the exporter that it started.
+
+    Returns when it is gone. What it was applying is committed whole or not at all; the next start goes on from there.
+
+    \b
+    replicator receiver stop /srv/replica
+    """
     from receiver.running import stop_receiver
 
     found = stop_receiver(pool, STOP_S)
@@ -118,11 +139,13 @@ def stop(pool: Path, as_json: bool) -> None:
 
 @receiver.command()
 @_POOL
-@click.option("--log", "log", required=True, help="The log to compare with.")
+@click.option("--log", "log", required=True, metavar="LOG", help="The log to compare with.")
 @click.argument("points", nargs=-1, metavar="[VOLUME@POINT]...")
 @json_option
 def verify(pool: Path, log: str, points: tuple[str, ...], as_json: bool) -> None:
-    """Read restore points again, and compare every chunk with the log; exit 3 where one differs.
+    """Read restore points again, and compare every chunk with the log.
+
+    Without VOLUME@POINT the newest snapshot of each replica. Exit 3 where a chunk differs.
 
     \b
     replicator receiver verify /srv/replica --log /mnt/log
@@ -147,9 +170,10 @@ def verify(pool: Path, log: str, points: tuple[str, ...], as_json: bool) -> None
 @click.argument("name", metavar="RECEIVER")
 @json_option
 def forget(path: str, volume: str, name: str, as_json: bool) -> None:
-    """Strike a receiver off beside the log, so that it no longer holds back trimming; by its name or UUID.
+    """Strike a receiver off the log: trimming waits for it no longer.
 
-    One that still runs registers again within a minute.
+    RECEIVER is its name or its UUID, as `log list` and `agent status` show it. One that still runs registers again
+    within a minute.
 
     \b
     replicator receiver forget /srv/pool vm1 site-b

@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import tzinfo
 from pathlib import Path
@@ -262,8 +262,7 @@ class Receiver:
         """A clean stop also ends the exporter that a receiver started."""
         access = self._world.pools.known() if self._world is not None else None
         if access is not None:
-            with suppress(UnavailableError):
-                self._around.end_owner(access.pool)
+            self._around.end_owner(access.pool)
 
     # -- asked over the socket ---------------------------------------------------------------------------------
 

@@ -131,8 +131,14 @@ def ask_receiver(pool: Path, method: str) -> dict[str, Any]:
 
 
 def stop_receiver(pool: Path, wait_s: float) -> dict[str, Any]:
-    """Ask it to stop, and wait until it is gone."""
-    answer = ask_receiver(pool, "stop")
+    """Ask it to stop, and wait until it is gone, which may be before it has answered; NotFoundError where none ran."""
+    ran = is_running(pool)
+    answer: dict[str, Any] = {}
+    try:
+        answer = ask_receiver(pool, "stop")
+    except (UnavailableError, NotFoundError):
+        if not ran:
+            raise
     end = time.monotonic() + wait_s
     while is_running(pool):
         if time.monotonic() >= end:

@@ -23,7 +23,13 @@ _kind_option = click.option(
 
 @click.command()
 @click.argument("kind", type=click.Choice(_KINDS))
-@click.option("--to", "target", type=click.Path(path_type=Path), help="Where; by default /etc/replicator/KIND.toml.")
+@click.option(
+    "--to",
+    "target",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Where; by default /etc/replicator/KIND.toml.",
+)
 @json_option
 def init(kind: str, target: Path | None, as_json: bool) -> None:
     """Write a commented configuration file for the agent or the receiver; never over one that is there.
@@ -56,7 +62,9 @@ def config() -> None:
 @_kind_option
 @json_option
 def check(file: Path, kind: str | None, as_json: bool) -> None:
-    """Read FILE, and say what is wrong with it: exit 2, with the key and what was expected.
+    """Read FILE, and say what is wrong with it.
+
+    Exit 2 for a mistake, with the key and what was expected.
 
     \b
     replicator config check /etc/replicator/agent.toml

@@ -26,7 +26,7 @@ _WILDCARDS = ("0.0.0.0", "::", "*")
 @click.command()
 @click.argument("path", metavar="POOL", type=POOL)
 @click.argument("name", metavar="NAME")
-@click.option("--for", "client", type=click.Choice(_CLIENTS), required=True)
+@click.option("--for", "client", type=click.Choice(_CLIENTS), required=True, help="What is to be connected.")
 @json_option
 def connect(path: Path, name: str, client: str, as_json: bool) -> None:
     """Print the lines that connect a client to the volume or snapshot NAME, which is being served.

@@ -34,9 +34,14 @@ _MARK = b"REPLICATOR-DEMO-PAGE-"
 
 
 @click.command()
-@click.option("--seconds", default=20.0, show_default=True, help="How long the writer writes.")
+@click.option("--seconds", default=20.0, metavar="SECONDS", show_default=True, help="How long the writer writes.")
 @click.option("--keep", is_flag=True, help="Leave the folder with pools, log and images.")
-@click.option("--folder", type=click.Path(path_type=Path), help="Work in this new folder instead of a temporary one.")
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path),
+    metavar="DIRECTORY",
+    help="Work in this new folder instead of a temporary one.",
+)
 def demo(seconds: float, keep: bool, folder: Path | None) -> int:
     """Show the whole way on this machine: replicate a live volume, kill everything once, restore, prove.
 

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 @click.group()
 def log() -> None:
-    """List, show and verify what a log holds; copy it into another one; serve it.
+    """List, show, verify, copy and serve what a log holds.
+
+    LOG is a directory, ssh://HOST/PATH, s3://BUCKET/PREFIX, or kafka://HOST:PORT/PREFIX.
 
     \b
     replicator log list /mnt/log
@@ -37,7 +39,7 @@ log.add_command(archive_log)
 @click.argument("url", metavar="LOG")
 @json_option
 def list_log(url: str, as_json: bool) -> None:
-    """The volumes of a log: who publishes them, and how far.
+    """List the volumes of a log: who publishes them, how far.
 
     \b
     replicator log list /mnt/log --json
@@ -107,11 +109,11 @@ def _iso(timestamp_ns: int) -> str:
 @log.command("show")
 @click.argument("url", metavar="LOG")
 @click.argument("volume")
-@click.option("--timeline", type=int, help="That one; default: the newest.")
-@click.option("--from", "begin", type=int, default=1, help="From that event on.")
+@click.option("--timeline", type=click.IntRange(min=1), metavar="N", help="That timeline's (the newest's).")
+@click.option("--from", "begin", type=click.IntRange(min=1), metavar="N", default=1, help="From that event on.")
 @json_option
 def show_log(url: str, volume: str, timeline: int | None, begin: int, as_json: bool) -> None:
-    """A volume's events, oldest first, without their data.
+    """Show a volume's events, oldest first, without their data.
 
     \b
     replicator log show /mnt/log vm1
@@ -140,7 +142,9 @@ def show_log(url: str, volume: str, timeline: int | None, begin: int, as_json: b
 @click.argument("volume", required=False)
 @json_option
 def verify_log(url: str, volume: str | None, as_json: bool) -> None:
-    """Read every segment: checksums, chain, indexes, frames. Exit 3 names what is damaged.
+    """Read and verify every event: checksums, chain, indexes.
+
+    Exit 3 names what is damaged.
 
     \b
     replicator log verify /mnt/log

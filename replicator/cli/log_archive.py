@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from replicator.exporter.journal import Journal
     from replicator.repository.archive import Copied
 
+EVERY_MIN_S = 0.05
+"""As often as the shortest interval of cuts; without a pause it would do nothing but look."""
+
 
 @click.command("archive")
 @click.argument("url", metavar="LOG")
@@ -23,8 +26,8 @@ if TYPE_CHECKING:
 @click.argument("volumes", nargs=-1, metavar="[VOLUME]...")
 @click.option("--follow", is_flag=True, help="Go on until stopped: a daemon.")
 @click.option("--every", type=DURATION, default="1s", help="With --follow, how often to look (1s).")
-@click.option("--name", default="archive", help="Registered as that beside LOG: nothing is trimmed before.")
-@click.option("--no-register", is_flag=True, help="Don't register there.")
+@click.option("--name", default="archive", metavar="NAME", help="Registered as that beside LOG: trimming waits for it.")
+@click.option("--no-register", is_flag=True, help="Don't register beside LOG.")
 @json_option
 def archive_log(
     url: str,
@@ -36,7 +39,9 @@ def archive_log(
     no_register: bool,
     as_json: bool,
 ) -> None:
-    """Copy a log's events into another log, made where nothing is; goes on where it left off.
+    """Copy a log's events into another log, for good.
+
+    TO is made where nothing is; a copy that was interrupted goes on where it left off.
 
     \b
     replicator log archive kafka://broker:9092/site-a /srv/archive
@@ -48,6 +53,8 @@ def archive_log(
     from replicator.repository.archive import Archiver
     from replicator.repository.patience import StopWaiter
 
+    if every < EVERY_MIN_S:
+        raise UsageError(f"looking every {every:g} s is too often", mend=f"take {EVERY_MIN_S:g}s or more: --every 1s")
     if log_url(url) == log_url(target):
         raise UsageError(f"{target} is the log itself", mend="name another directory, bucket or broker to copy to")
     waiter = StopWaiter()

@@ -15,14 +15,16 @@ from replicator.errors import UsageError
 
 @click.command("serve")
 @click.argument("path", metavar="DIRECTORY")
-@click.option("--stdio", is_flag=True, help="Over standard input and output: the only way there is, and so it is said.")
+@click.option(
+    "--stdio", is_flag=True, help="Over standard input and output: has to be said, and is the only way there is."
+)
 @click.option(
     "--append-only", is_flag=True, help="New events and reading, no trimming, no replacing: for an agent's key."
 )
 def serve_log(path: str, stdio: bool, append_only: bool) -> None:
-    """Serve a log's directory over standard input and output, as ssh:// logs ask for it.
+    """Serve a directory log to whoever names it as ssh://.
 
-    In ~/.ssh/authorized_keys, for an agent's key:
+    Called by ssh at the far end, not by hand. In ~/.ssh/authorized_keys, for an agent's key:
 
     \b
     restrict,command="replicator log serve /srv/replicator/log --stdio --append-only" ssh-ed25519 AAAA… agent@host

@@ -47,7 +47,10 @@ def points() -> None:
 @click.argument("source", metavar="POOL|LOG")
 @click.argument("volume", required=False)
 @click.option(
-    "--all", "everything", is_flag=True, help=f"Every point, not only the last {SHOWN}, labelled, materialised."
+    "--all",
+    "everything",
+    is_flag=True,
+    help=f"Every point; otherwise the last {SHOWN}, the labelled, and those kept as snapshots.",
 )
 @click.option("--since", metavar="TIME", help="Points from then on: a time, or an age such as -1h.")
 @from_pool_option
@@ -55,7 +58,7 @@ def points() -> None:
 def list_points(
     source: str, volume: str | None, everything: bool, since: str | None, from_pool: bool, as_json: bool
 ) -> None:
-    """The restore points that can be had, oldest first.
+    """List the restore points that can be had, oldest first.
 
     \b
     replicator points list /srv/replica
@@ -136,7 +139,7 @@ def _cells(source: Source, offer: Offer, point: RestorePoint, zone: tzinfo) -> t
 @from_pool_option
 @json_option
 def show_point(source: str, point: str, accept_gap: bool, from_pool: bool, as_json: bool) -> None:
-    """One point: what it is, and how it would be had.
+    """Show one point: what it is, and how it would be had.
 
     \b
     replicator points show /srv/replica vm1@-5m
@@ -187,22 +190,26 @@ def show_point(source: str, point: str, accept_gap: bool, from_pool: bool, as_js
 @points.command("create")
 @click.argument("pool", type=POOL)
 @click.argument("volume")
-@click.option("--label", required=True, help="Its label.")
+@click.option("--label", required=True, metavar="LABEL", help="The point's label.")
 @click.option("--wait", is_flag=True, help="Wait until every registered receiver has it.")
 @click.option("--timeout", type=DURATION, default="5m", help="How long to wait for them (5m).")
 @json_option
 def create_point(pool: Path, volume: str, label: str, wait: bool, timeout: float, as_json: bool) -> None:
-    """A cut now, with a label, published by the agent: by the one that runs, or by the next run.
+    """Make a cut now, under a label to restore it by.
+
+    The agent that runs publishes it; where none runs, the next one does. A label names one point of a volume: one that
+    is taken is refused (exit 4).
 
     \b
     replicator points create /srv/pool vm1 --label before-upgrade --wait
     """
     from replicator.history.names import check_label
+    from replicator.repository.taken import refuse_taken
 
     check_label(label)
-    _refuse_taken(pool, volume, label)
     answer = _ask_agent(pool, volume, label)
     if answer is None:
+        refuse_taken(pool, [volume], [label], local_zone())
         if wait:
             mend = "start one: replicator agent run; or leave --wait out: the next agent publishes the cut"
             raise ConflictError("no agent runs on this pool: nobody would publish the cut", mend=mend)
@@ -262,27 +269,6 @@ def _ask_agent(pool: Path, volume: str, label: str) -> dict[str, Any] | None:
     return {**(own or made)[0], "label": label, "published": True}
 
 
-def _refuse_taken(pool: Path, volume: str, label: str) -> None:
-    """A label names one point of a volume; where the log is away, only what the pool remembers is known."""
-    import time
-
-    from replicator.history.points import ByLabel, PointSpecification
-    from replicator.history.resolve import PointNotFoundError
-    from replicator.repository.source import open_source
-
-    with open_source(str(pool)) as source:
-        found = source.volume(volume)
-        wanted = PointSpecification(str(found.uuid), ByLabel(label), label)
-        try:
-            _, taken = source.find(wanted, now_ns=time.time_ns(), accept_gap=True)
-        except PointNotFoundError:
-            return
-    raise ConflictError(
-        f"{label!r} is the label of {found.name} {taken.describe(local_zone())} already",
-        mend=f"choose another label; replicator points list {pool} {found.name} shows those there are",
-    )
-
-
 def _cut_here(pool: Path, volume: str, label: str) -> dict[str, Any]:
     """The cut of a pool that no agent works on, for the next one to publish."""
     from uuid import uuid4
@@ -304,7 +290,10 @@ def _cut_here(pool: Path, volume: str, label: str) -> dict[str, Any]:
 @click.argument("label")
 @json_option
 def label_point(pool: Path, point: str, label: str, as_json: bool) -> None:
-    """Label a point: one that a replica's pool remembers there alone, one of a source's through its agent, in the log.
+    """Give a point one label more.
+
+    In a source's pool its agent, which has to run, writes the label to the log, for every receiver; in a replica's pool
+    it is known to that pool alone. A label names one point of a volume: one that is taken is refused (exit 4).
 
     \b
     replicator points label /srv/replica vm1@1041 friday

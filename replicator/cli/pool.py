@@ -31,7 +31,7 @@ _DAMAGE = 3
 
 @click.group()
 def pool() -> None:
-    """Create, look at, check and grow a pool.
+    """Create, look at, check, repair and grow a pool.
 
     \b
     replicator pool create /srv/pool --size 100GiB
@@ -44,11 +44,20 @@ pool.add_command(repair)
 @pool.command()
 @click.argument("path", metavar="POOL", type=POOL)
 @click.option("--size", "size_bytes", type=SIZE, help="Room for data; with --data by default all of it.")
-@click.option("--data", type=click.Path(path_type=Path), help="A block device, or a file, that holds nothing.")
-@click.option("--metadata", type=click.Path(path_type=Path), help="Another one, for the metadata: a small, fast one.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    metavar="DEVICE|FILE",
+    help="A block device, or a file, that holds nothing.",
+)
+@click.option(
+    "--metadata", type=click.Path(path_type=Path), metavar="DEVICE|FILE", help="Another one, for the metadata."
+)
 @click.option("--block-size", "block_bytes", type=SIZE, help="64KiB (the default) to 1GiB, for the pool's whole life.")
 @click.option("--metadata-size", "metadata_bytes", type=SIZE, help="By default what `pool size-hint` says.")
-@click.option("--low-water", default="10%", show_default=True, help="Warn when less is free: a part, or a size.")
+@click.option(
+    "--low-water", default="10%", show_default=True, metavar="PERCENT|SIZE", help="Warn when less than that is free."
+)
 @click.option("--preset", type=click.Choice(PRESETS), help="A block size by what the pool is for.")
 @json_option
 def create(
@@ -62,7 +71,7 @@ def create(
     preset: str | None,
     as_json: bool,
 ) -> None:
-    """Create a pool in the directory POOL, which is new or empty.
+    """Create a pool in POOL, a new or empty directory.
 
     \b
     replicator pool create /srv/pool --size 100GiB
@@ -87,7 +96,7 @@ def create(
 @click.argument("path", metavar="POOL", type=POOL)
 @json_option
 def status(path: Path, as_json: bool) -> None:
-    """Show how full POOL is and who has it open, with the kernel's status line.
+    """Show how full POOL is and who has it open.
 
     \b
     replicator pool status /srv/pool --json
@@ -105,7 +114,9 @@ def status(path: Path, as_json: bool) -> None:
 @click.argument("path", metavar="POOL", type=POOL)
 @json_option
 def check(path: Path, as_json: bool) -> int:
-    """Check POOL's metadata: exit 0 if it is clean, 3 if there is damage.
+    """Check POOL's metadata: exit 0 clean, 3 damaged.
+
+    Beside a running owner the mappings are checked, and the reference counts are not.
 
     \b
     replicator pool check /srv/pool
@@ -125,7 +136,9 @@ def check(path: Path, as_json: bool) -> int:
 @click.option("--held", is_flag=True, help="The metadata snapshot instead of the live metadata.")
 @click.option("--json", "as_json", is_flag=True, help="Errors as JSON; the dump is XML.")
 def dump(path: Path, held: bool, as_json: bool) -> None:
-    """Print POOL's mappings as thin_dump's XML; beside a running owner those of this instant.
+    """Print POOL's mappings as thin_dump's XML.
+
+    Beside a running owner those of this instant.
 
     \b
     replicator pool dump /srv/pool > pool.xml
@@ -145,7 +158,9 @@ def dump(path: Path, held: bool, as_json: bool) -> None:
 @click.option("--metadata", type=GROWTH, help="The new size of the metadata, or +SIZE.")
 @json_option
 def grow(path: Path, data: Growth | None, metadata: Growth | None, as_json: bool) -> None:
-    """Grow POOL, also while it is in use; block devices are grown first by whoever made them.
+    """Grow POOL, also while it is in use.
+
+    Files are grown here; block devices first by whoever made them (lvextend, …).
 
     \b
     replicator pool grow /srv/pool --data +100GiB
@@ -176,7 +191,7 @@ def grow(path: Path, data: Growth | None, metadata: Growth | None, as_json: bool
 @click.option("--preset", type=click.Choice(PRESETS), help="A block size by what the pool is for.")
 @json_option
 def size_hint(size_bytes: int, block_bytes: int | None, preset: str | None, as_json: bool) -> None:
-    """Say how much metadata a pool of that size wants.
+    """Say how much metadata a pool of a size wants.
 
     \b
     replicator pool size-hint --size 1TiB --block-size 64KiB
@@ -198,7 +213,9 @@ def size_hint(size_bytes: int, block_bytes: int | None, preset: str | None, as_j
 @click.argument("path", metavar="POOL", type=POOL)
 @json_option
 def reserve_metadata_snap(path: Path, as_json: bool) -> None:
-    """Freeze a copy of POOL's mappings for other programs to read (thin_dump -m, thin_delta -m).
+    """Freeze a copy of the mappings for other programs.
+
+    They read it with -m (thin_dump -m, thin_delta -m), while the pool is used.
 
     \b
     replicator pool reserve-metadata-snap /srv/pool
@@ -210,7 +227,7 @@ def reserve_metadata_snap(path: Path, as_json: bool) -> None:
 @click.argument("path", metavar="POOL", type=POOL)
 @json_option
 def release_metadata_snap(path: Path, as_json: bool) -> None:
-    """Let go of that copy.
+    """Let go of the copy that was frozen.
 
     \b
     replicator pool release-metadata-snap /srv/pool

@@ -26,17 +26,24 @@ _TOP = (1 << 64) - 1
 
 @click.command()
 @click.argument("path", metavar="POOL", type=POOL)
-@click.option("--to", "target", type=click.Path(path_type=Path), help="The new file for the repaired metadata.")
-@click.option("--data", type=click.Path(path_type=Path), help="The data, where POOL has none; its length counts.")
+@click.option(
+    "--to", "target", type=click.Path(path_type=Path), metavar="FILE", help="The new file for the repaired metadata."
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    metavar="DEVICE|FILE",
+    help="The data, where POOL has none; its length counts.",
+)
 @click.option("--block-size", "block_bytes", type=SIZE, help="The pool's, where no superblock is left to say it.")
 @click.option("--dry-run", is_flag=True, help="Say what would be saved; write nothing.")
 @json_option
 def repair(
     path: Path, target: Path | None, data: Path | None, block_bytes: int | None, dry_run: bool, as_json: bool
 ) -> None:
-    """Save what is intact of POOL's metadata into a new file; POOL stays as it is.
+    """Save what is intact of the metadata to a file.
 
-    Nobody may have the pool open meanwhile. Give --to FILE, or --dry-run to see what would be saved.
+    POOL stays as it is; nobody may have it open meanwhile. Give --to FILE, or --dry-run to see what would be saved.
 
     \b
     replicator pool repair /srv/pool --to /srv/metadata.repaired

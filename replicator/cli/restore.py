@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.argument("source", metavar="POOL|LOG")
 @click.argument("point", metavar="VOLUME@POINT")
 @click.option("--to", required=True, metavar="FILE|DEVICE|-", help="Where to; `-` is stdout.")
-@click.option("--overwrite", is_flag=True, help="Replace what is there.")
+@click.option("--overwrite", is_flag=True, help="Replace what is there: a file, or what a device holds.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and what speaks against it; write nothing.")
 @click.option(
     "--accept-gap", is_flag=True, help="Take the newest point for a time beyond what is known to be complete."
@@ -40,9 +40,11 @@ def restore(
     replicator restore /srv/replica vm1@2026-11-22T14:05 --to /dev/vg/vm1 --dry-run
     replicator restore /mnt/log vm1@before-upgrade --to - | zstd > vm1.zst
 
-    \b
-    Where a pool and its log have two histories (the log was replaced by an older copy), what both would answer
-    otherwise is refused (exit 4). Then choose: name LOG, or the pool alone with --from-pool.
+    A target that is mounted, in use, too small or (without --overwrite) not empty is refused (exit 4) before anything
+    is written. A file appears under its name when it is whole. What was written to it, or to a device, is read back.
+
+    Where a pool and its log tell two histories, since the log was replaced by an older copy, points that the two
+    disagree about are refused (exit 4). Then choose: name LOG to take the log's, or --from-pool to take the pool's.
     """
     import time
 

@@ -26,13 +26,15 @@ for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
 @click.command()
 @click.argument("pool", metavar="POOL|LOG")
 @click.argument("names", nargs=-1)
-@click.option("--listen", "addresses", multiple=True, metavar="ADDRESS", help="unix:PATH or tcp:HOST:PORT; repeatable.")
+@click.option(
+    "--listen", "addresses", multiple=True, metavar="ADDRESS", help="unix:PATH or tcp:HOST:PORT; may come again."
+)
 @click.option("--read-only", is_flag=True, help="Let nobody write.")
 @click.option("--tls-certificate", metavar="FILE", help="PEM file; offers TLS.")
 @click.option("--tls-key", metavar="FILE", help="PEM file of its private key.")
 @click.option("--tls-ca", metavar="FILE", help="PEM file; clients must show a certificate of it.")
 @click.option("--tls-required", is_flag=True, help="Serve nobody in the clear.")
-@click.option("--group", help="Group that may connect to the sockets beside the pool.")
+@click.option("--group", metavar="GROUP", help="Group that may connect to the sockets beside the pool.")
 @click.option("--started-by", default="own", hidden=True)
 @click.option("--ready-fd", type=int, hidden=True)
 def serve(

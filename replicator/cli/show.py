@@ -54,6 +54,7 @@ class DurationType(click.ParamType[float, Any]):
 SIZE = SizeType()
 DURATION = DurationType()
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+yes_option = click.option("--yes", is_flag=True, help="Go on without asking, as where nobody can answer: in scripts.")
 
 
 def print_json(document: Any) -> None:
@@ -80,6 +81,11 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
+def status_code(severity: int) -> int:
+    """The exit code of every `status`: 0 only if all is well, 1 if something isn't (and the document says what)."""
+    return 1 if severity else 0
+
+
 def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Columns for people, numbers to the right."""
     texts = [[str(cell) for cell in row] for row in rows]
@@ -88,6 +94,19 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     for line in ([*header], *texts):
         cells = [cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(line, widths, right, strict=True)]
         click.echo("  ".join(cells).rstrip())
+
+
+def print_done(as_json: bool, facts: dict[str, Any]) -> None:
+    """What was done: a document, or one line."""
+    if as_json:
+        print_json(facts)
+        return
+    texts = []
+    for key, value in facts.items():
+        if not isinstance(value, bool):
+            name = key.removesuffix("_bytes").replace("_", " ")
+            texts.append(f"{name} {size_text(value) if key.endswith('_bytes') else value}")
+    click.echo(", ".join(texts))
 
 
 def print_facts(facts: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from replicator.cli.show import json_option, print_json
+from replicator.cli.show import json_option, print_json, status_code
 from replicator.errors import ReplicatorError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _WORDS = ("well", "warning", "critical")
 @click.command()
 @json_option
 def status(as_json: bool) -> int:
-    """Show every agent and receiver running here, worst first; exit 0 only if all is well.
+    """Show every agent and receiver running here, worst first; exit 0 only if all is well, 1 if something isn't.
 
     \b
     replicator status
@@ -47,7 +47,7 @@ def status(as_json: bool) -> int:
     else:
         for answer in answers:
             _show(answer)
-    return 1 if worst else 0
+    return status_code(worst)
 
 
 def _ask(registration: Registration) -> dict[str, Any] | None:

@@ -88,9 +88,13 @@ class Listeners:
 
 
 def end_started_by(pool: Pool, starter: str) -> None:
-    """Stop the exporter behind `pool`, if `starter` started it: what a clean stop of its daemon does."""
+    """Stop the exporter behind `pool`, if `starter` started it: what a clean stop of its daemon does.
+
+    One that is gone already, or goes before it has answered, has ended.
+    """
     if isinstance(pool, RemotePool) and pool.owner.started_by == starter:
-        pool.stop()
+        with suppress(UnavailableError):
+            pool.stop()
 
 
 def _start(path: Path, started_by: str, listener: ListenAsked | None, group: str | None) -> None:

@@ -1,34 +1,53 @@
-"""`agent stop`: an agent may be gone before its answer is sent, and none at all is another matter."""
+"""`agent stop` and `receiver stop`: who stops may be gone before its answer is sent; none at all is another matter."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from agent.job import SOCKET_NAME, stop_agent
+from receiver.daemon import SOCKET_NAME as RECEIVERS
+from receiver.running import stop_receiver
 from replicator.errors import NotFoundError
+from replicator.exporter.supervise import end_started_by
+from replicator.pool.remote import RemotePool
 from replicator.pool.sockets import PoolSocket
 from tests.support.agent_world import SourceHost
+from tests.support.pool_owner import make_pool, owned_by_child
 
 
-def test_an_agent_that_hangs_up_without_an_answer_was_stopped(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "stop", "looks"), [(SOCKET_NAME, stop_agent, 1), (RECEIVERS, stop_receiver, 2)])
+def test_one_that_hangs_up_without_an_answer_was_stopped(
+    tmp_path: Path, name: str, stop: Callable[[Path, float], object], looks: int
+) -> None:
     host = SourceHost(tmp_path)
-    listener = PoolSocket(host.path, SOCKET_NAME)
+    listener = PoolSocket(host.path, name)
 
     def hang_up() -> None:
-        looked, _ = listener.socket.accept()
+        looked = [listener.socket.accept()[0] for _ in range(looks)]
         asked, _ = listener.socket.accept()
         asked.recv(4096)
         listener.close()
-        looked.close()
-        asked.close()
+        for each in (*looked, asked):
+            each.close()
 
     agent = threading.Thread(target=hang_up)
     agent.start()
-    stop_agent(host.path, 10)
+    stop(host.path, 10)
     agent.join()
-    with pytest.raises(NotFoundError, match="no agent runs"):
-        stop_agent(host.path, 10)
+    with pytest.raises(NotFoundError, match=r"no (agent|receiver) runs"):
+        stop(host.path, 10)
     host.close()
+
+
+def test_an_exporter_that_is_gone_has_ended(tmp_path: Path) -> None:
+    """A clean stop of a daemon whose exporter died is clean."""
+    make_pool(tmp_path / "pool")
+    with owned_by_child(tmp_path / "pool") as child, RemotePool(tmp_path / "pool") as remote:
+        child.kill()
+        child.wait()
+        end_started_by(remote, "own")
+        end_started_by(remote, "agent")

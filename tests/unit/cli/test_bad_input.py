@@ -47,6 +47,11 @@ WRONG_USAGE = [
     "config check ODD",
     "unknown",
     "pool status POOL --frobnicate",
+    "agent run POOL --log OUT --bandwidth 0",
+    "agent run POOL --log OUT --listen foo",
+    "log show OUT v --timeline -1",
+    "log show OUT v --from 0",
+    "log archive OUT NEW --follow --every 0s",
 ]
 NOT_FOUND = [
     "pool status NEW",

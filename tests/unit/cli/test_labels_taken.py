@@ -30,3 +30,26 @@ def test_a_label_that_a_point_has_already(command: Command, tmp_path: Path) -> N
     command("points", "create", pool, "v2", "--label", "one")
     command("points", "create", pool, "v1", "--label", "two")
     command("points", "create", pool, "v3", "--label", "two", code=5)
+
+
+def test_a_published_cut_takes_no_label_that_is_taken_either(command: Command, tmp_path: Path) -> None:
+    pool, log = tmp_path / "pool", tmp_path / "log"
+    command("pool", "create", pool, "--size", "64MiB", "--metadata-size", "4MiB")
+    for name in ("v1", "v2"):
+        command("volume", "create", pool, name, "--size", "1MiB")
+    publish = ("agent", "publish", pool, "--log", log)
+    command(*publish, "v1", "--label", "one", "--label", "one")
+    for named in ((), ("v1",), ("v2", "v1")):
+        error = command(*publish, *named, "--label", "new", "--label", "one", "--json", code=4).error
+        assert "'one' is the label of v1 @1" in error["message"] and "points list" in error["mend"]
+    command(*publish, "v3", "--label", "one", code=5)
+    command(*publish, "v2", "--label", "one")
+    command("points", "create", pool, "v1", "--label", "waits")
+    error = command(*publish, "--label", "waits", "--json", code=4).error
+    assert "isn't published yet" in error["message"]
+    command("points", "create", log, "v1", "--label", "two", code=5)
+    listed = command("points", "list", log, "--json").document
+    assert [(each["volume"], each["number"], each["labels"]) for each in listed] == [
+        ("v1", 1, ["one"]),
+        ("v2", 1, ["one"]),
+    ]

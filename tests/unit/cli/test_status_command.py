@@ -137,3 +137,17 @@ def test_more_clients_than_places_are_turned_away(tmp_path: Path) -> None:
             ask(tmp_path, "agent", "ping")
         for each in held:
             each.close()
+
+
+@pytest.mark.parametrize("severity", [0, 1, 2])
+def test_every_status_ends_with_0_only_if_all_is_well(
+    command: Command, pool: Path, runtime: Path, severity: int
+) -> None:
+    said = {"severity": severity, "headline": "x", "volumes": []}
+    for name in ("agent", "receiver"):
+        with registered(name, pool, name), DaemonSocket(pool, name, {"status": lambda _: said}):
+            for words in ((name, "status", pool), ("status",)):
+                assert command(*words, "--json", code=1 if severity else 0).document
+    unheard = command("agent", "status", pool, "--json", code=1).document
+    assert unheard["severity"] and not unheard["protected"]
+    command("receiver", "status", pool, code=5)
