@@ -165,7 +165,7 @@ def _opened(path: Path, log: str) -> Iterator[tuple[Context, Log]]:
         view = pool.view()
         is_new = all(view.position(each.uuid, Role.PUBLISHED) is None for each in view.volumes)
         opened = stack.enter_context(closing(open_log(log, create=is_new)))
-        remember_log(pool, log)
+        remember_log(pool, Role.PUBLISHED, log)
         context = Context(
             pool=lambda: pool,
             log=opened,

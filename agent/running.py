@@ -21,6 +21,7 @@ from replicator.exporter.journal import Journal
 from replicator.exporter.signals import stopped_by_signals
 from replicator.exporter.supervise import Listeners, connect, end_started_by
 from replicator.log.opening import log_url, open_log
+from replicator.pool.catalogue_schema import Role
 from replicator.pool.control_values import ListenAsked
 from replicator.pool.interface import Pool
 from replicator.pool.opening import open_pool, require_pool
@@ -48,7 +49,7 @@ def run_agent(config: AgentConfig) -> None:
         look=listeners.note,
         open_log=lambda create: open_log(config.log, create=create),
         end_exporter=lambda pool: end_started_by(pool, OURS),
-        remember_log=lambda pool: remember_log(pool, config.log),
+        remember_log=lambda pool: remember_log(pool, Role.PUBLISHED, config.log),
         clock=clock,
         stop=clock.stop,
         wake=clock.wake,

@@ -41,11 +41,12 @@ from replicator.errors import ReplicatorError, UnavailableError
 from replicator.exporter.journal import Journal, notify_systemd
 from replicator.history.resolve import NamedVolume, resolve_volume
 from replicator.log.interface import Log, VolumeEntry
+from replicator.pool.catalogue_schema import Role
 from replicator.pool.daemons import DaemonSocket
 from replicator.pool.interface import Pool
 from replicator.pool.registrations import registered
 from replicator.repository.patience import StopWaiter
-from replicator.repository.remembered import knows_log, remember_log
+from replicator.repository.remembered import follows_log, remember_log
 
 SOCKET_NAME = "receiver"
 TURN_S = 1.0
@@ -136,7 +137,7 @@ class Receiver:
         around = self._around
         with ExitStack() as stack:
             pools = stack.enter_context(PoolAccess(around.connect_pool, around.open_devices))
-            known = knows_log(pools.current().pool.view(), self.config.log)
+            known = follows_log(pools.current().pool.view(), self.config.log)
             log = PatientLog(self.config.log, around.open_log, known=known)
             stack.callback(log.close)
             self._attester = Attester(around.clock_ns, self._drifted)
@@ -162,7 +163,7 @@ class Receiver:
         pool = world.pools.current().pool
         try:
             refuse_source(pool.view(), self.config.pool, world.log.volumes())
-            remember_log(pool, self.config.log)
+            remember_log(pool, Role.APPLIED, self.config.log)
         except UnavailableError:
             if not patient:
                 raise
@@ -212,7 +213,7 @@ class Receiver:
         """A follower for every volume that is to have one."""
         assert self._world is not None
         entries = self._wanted(self._world.log)
-        remember_log(self._world.pools.current().pool, self.config.log)
+        remember_log(self._world.pools.current().pool, Role.APPLIED, self.config.log)
         for entry in entries:
             if entry.volume in self._followers:
                 continue

@@ -40,7 +40,7 @@ from replicator.pool.opening import open_pool, require_pool
 from replicator.pool.reading import read_pool
 from replicator.pool.sockets import connect as connect_socket
 from replicator.repository.patience import StopWaiter
-from replicator.repository.remembered import LOG_SETTING
+from replicator.repository.remembered import remembered_log
 
 OURS = "receiver"
 _STEP_S = 0.05
@@ -82,15 +82,17 @@ def placed(config: ReceiverConfig) -> ReceiverConfig:
 
 def forget(path: str, volume: str, receiver: str) -> tuple[str, Registration]:
     """Strike a receiver off in a log, or in the log that a pool remembers; the log, and what it said last."""
-    url = path if is_log(path) else _log_of(Path(path))
+    url = path if is_log(path) else _log_of(Path(path), volume)
     with closing(open_log(url)) as log:
         return url, forget_receiver(log, volume, receiver)
 
 
-def _log_of(pool: Path) -> str:
+def _log_of(pool: Path, volume: str) -> str:
     require_pool(pool)
     with read_pool(pool) as reader:
-        url = reader.view().setting(LOG_SETTING)
+        view = reader.view()
+        uuid = next((each.uuid for each in view.volumes if volume in (each.name, str(each.uuid))), None)
+        url = remembered_log(view, uuid)
     if not url:
         raise NotFoundError(f"{pool} has neither published to a log nor followed one", mend="name the log itself")
     return url

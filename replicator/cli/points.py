@@ -234,11 +234,12 @@ def _await_receivers(pool: Path, answer: dict[str, Any], timeout_s: float) -> li
     from replicator.pool.reading import read_pool
     from replicator.repository.patience import StopWaiter
     from replicator.repository.receipts import await_receivers
-    from replicator.repository.remembered import LOG_SETTING
+    from replicator.repository.remembered import remembered_log
 
     with read_pool(pool) as reader:
         view = reader.view()
-    url, uuid = view.setting(LOG_SETTING), view.volume(answer["volume"]).uuid
+    uuid = view.volume(answer["volume"]).uuid
+    url = remembered_log(view, uuid)
     with closing(open_log(url)) as log:
         had = await_receivers(log, uuid, answer["timeline"], answer["number"], StopWaiter(), timeout_s)
     return [each.name for each in had]

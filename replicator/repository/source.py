@@ -1,4 +1,4 @@
-"""Where restore points come from: a pool with its catalogue (and the log that it names), or a log alone.
+"""Where restore points come from: a pool with its catalogue (and the logs that it names), or a log alone.
 
 Asked by restore, points and serve: which volumes, which points, which one is meant, and opened as a disk.
 
@@ -39,17 +39,16 @@ from replicator.history.points import (
 from replicator.history.resolve import NamedVolume, PointNotFoundError, resolve_volume
 from replicator.log.interface import Log
 from replicator.log.opening import is_log, log_places, open_log
-from replicator.pool.catalogue_schema import LoggedGroup, Snapshot
+from replicator.pool.catalogue_schema import LoggedGroup, Role, Snapshot
 from replicator.pool.interface import Pool
 from replicator.pool.origins import open_origin
 from replicator.pool.reading import read_beside, read_pool
-from replicator.pool.view import CatalogueView
 from replicator.repository.catalogued import CataloguedPool, ReadPool
 from replicator.repository.groups import group_cut_of, groups_with
 from replicator.repository.layers import Layers, collect, no_layers
 from replicator.repository.offer import Asked, Offer, read_offer
 from replicator.repository.point import Beneath, EmptyDisk, PointDisk
-from replicator.repository.remembered import LOG_SETTING
+from replicator.repository.remembered import remembered_logs, role_of
 
 _TRIES = 3  # a snapshot may retire between the view and the lease; thrice in a row is no coincidence
 
@@ -65,14 +64,26 @@ class OpenedPoint:
     complete_to_ns: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class RememberedLog:
+    """A log, or why it can't be opened."""
+
+    log: Log | None
+    problem: ReplicatorError | None = None
+
+
 @dataclass(slots=True)
 class Source:
-    """A pool, a log, or both; a context manager that closes them."""
+    """A pool, a log, or both; a context manager that closes them.
+
+    `log` is that of all volumes, but of replicas where `followed` says another one.
+    """
 
     name: str
     pool: ReadPool | None = None
     log: Log | None = None
     log_problem: ReplicatorError | None = None
+    followed: RememberedLog | None = None
     places: tuple[Path, ...] = ()
     _offers: dict[UUID, Offer] = field(default_factory=dict)
 
@@ -83,11 +94,16 @@ class Source:
         self.close()
 
     def close(self) -> None:
-        """Close pool and log."""
-        if self.pool is not None:
-            self.pool.close()
-        if self.log is not None:
-            self.log.close()
+        """Close pool and logs."""
+        for each in (self.pool, self.log, self.followed.log if self.followed else None):
+            if each is not None:
+                each.close()
+
+    def log_of(self, volume: UUID) -> RememberedLog:
+        """The log that a volume goes to, or comes from."""
+        if self.pool is None or self.followed is None or role_of(self.pool.view(), volume) is Role.PUBLISHED:
+            return RememberedLog(self.log, self.log_problem)
+        return self.followed
 
     def volumes(self) -> list[NamedVolume]:
         """Those of the pool, or of the log where there is no pool."""
@@ -104,7 +120,8 @@ class Source:
         """What there is of a volume, read once."""
         found = self._offers.get(volume.uuid)
         if found is None:
-            asked = Asked(self.name, self.pool, self.log, self.log_problem)
+            logged = self.log_of(volume.uuid)
+            asked = Asked(self.name, self.pool, logged.log, logged.problem)
             found = self._offers[volume.uuid] = read_offer(asked, volume)
         return found
 
@@ -193,10 +210,11 @@ class Source:
         return PointDisk(name, point.size_bytes, beneath, layers, window_chunks=window_chunks)
 
     def _layers(self, offer: Offer, planned: Plan, base_size_bytes: int) -> Layers:
-        assert self.log is not None, "a plan with an overlay comes from a log"
+        log = self.log_of(offer.volume.uuid).log
+        assert log is not None, "a plan with an overlay comes from a log"
         base = planned.base.revision
         after = offer.sequences.get((base.timeline, base.number))
-        return collect(self.log, offer.volume.uuid, planned, base_size_bytes, after)
+        return collect(log, offer.volume.uuid, planned, base_size_bytes, after)
 
     def _base(self, planned: Plan, held: ExitStack) -> Beneath:
         if isinstance(planned.base, EmptyBase):
@@ -264,7 +282,7 @@ def require_source(text: str) -> None:
 
 
 def open_source(text: str, *, beside: Pool | None = None, alone: bool = False) -> Source:
-    """The pool or log that `text` names, a pool with the log that it remembers; `beside`: that pool, open here.
+    """The pool or log that `text` names, a pool with the logs that it remembers; `beside`: that pool, open here.
 
     `alone`: the pool without its log, which is its snapshots.
     """
@@ -275,20 +293,21 @@ def open_source(text: str, *, beside: Pool | None = None, alone: bool = False) -
         return Source(text, log=open_log(text), places=log_places(text))
     path = Path(text)
     pool = CataloguedPool(read_pool(path) if beside is None else read_beside(beside))
+    logs: dict[Role, RememberedLog] = {}
     try:
-        log, problem = (None, None) if alone else _log_of(pool.view())
+        for role, url in () if alone else remembered_logs(pool.view()).items():
+            logs[role] = _remembered(url)
     except BaseException:
         pool.close()
         raise
-    places = (path,) if log is None else (path, *log_places(log.name))
-    return Source(text, pool, log, problem, places)
+    first = next(iter(logs.values()), RememberedLog(None))
+    followed = logs.get(Role.APPLIED) if len(logs) > 1 else None
+    places = tuple(place for each in logs.values() if each.log is not None for place in log_places(each.log.name))
+    return Source(text, pool, first.log, first.problem, followed, (path, *places))
 
 
-def _log_of(view: CatalogueView) -> tuple[Log | None, ReplicatorError | None]:
-    url = view.setting(LOG_SETTING)
-    if not url:
-        return None, None
+def _remembered(url: str) -> RememberedLog:
     try:
-        return open_log(url), None
+        return RememberedLog(open_log(url))
     except ReplicatorError as error:
-        return None, error
+        return RememberedLog(None, error)

@@ -60,7 +60,7 @@ class Running:
             connect_pool=lambda: cast("Pool", Unclosed(host)),
             open_log=lambda create: open_log(config.log, create=create),
             end_exporter=self.ended.append,
-            remember_log=lambda pool: remember_log(pool, config.log),
+            remember_log=lambda pool: remember_log(pool, Role.PUBLISHED, config.log),
             clock=self.clock,
             stop=self.clock.stop,
             wake=self.clock.wake,

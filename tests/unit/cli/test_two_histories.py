@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -18,7 +18,7 @@ from replicator.pool.interface import CutRequest, Switch
 from replicator.pool.opening import OwnedPool, own_pool
 from replicator.pool.volumes import create_volume
 from replicator.repository.logged import read_history
-from replicator.repository.remembered import LOG_SETTING
+from replicator.repository.remembered import LOG_SETTING, remember_log, remembered_log
 from replicator.units import CHUNK_BYTES, MIB
 from tests.support.command_line import Command, runner
 from tests.support.volume_histories import NAME, History
@@ -150,7 +150,7 @@ def test_the_list_says_the_same(ground: Ground, command: Command) -> None:
 
 
 def test_a_log_that_never_had_the_volume_is_no_second_history(ground: Ground, command: Command) -> None:
-    """An agent that publishes another volume of the replica names a log of its own: the points are the pool's."""
+    """A log that was emptied, or one that somebody named by mistake: the points are the pool's."""
     directory_log(ground.folder / "other", create=True).close()
     with own_pool(ground.pool) as pool:
         pool.switch(Switch(changes=(Put(Setting(LOG_SETTING, str(ground.folder / "other"))),)))
@@ -159,6 +159,22 @@ def test_a_log_that_never_had_the_volume_is_no_second_history(ground: Ground, co
     assert [each["number"] for each in ran.document] == [1, 4]
     told = command("points", "show", ground.pool, f"{NAME}@latest", "--json").document
     assert told["two_histories"] is None and "has nothing of" in told["log_problem"]
+
+
+def test_a_replica_comes_from_the_log_that_is_followed(ground: Ground, command: Command) -> None:
+    """On the worst day a clone is published to a log of its own; its agent names that in the same catalogue."""
+    folder = ground.folder / "more"
+    logs = told(folder, "pool", 7)
+    with own_pool(ground.pool) as pool:
+        remember_log(pool, Role.APPLIED, str(folder))
+        remember_log(pool, Role.PUBLISHED, str(ground.folder / "other"))
+        assert remembered_log(pool.view(), UUID(int=1)) == str(ground.folder / "other")
+    assert restored(ground, command, ground.pool, "latest") == logs.contents[1, 7]
+    with own_pool(ground.pool) as pool:
+        remember_log(pool, Role.APPLIED, str(ground.folder / "other"))
+        remember_log(pool, Role.PUBLISHED, str(folder))
+    told_of = command("points", "show", ground.pool, f"{NAME}@latest", "--json").document
+    assert told_of["number"] == 4 and "there is no log" in told_of["log_problem"]
 
 
 def test_one_history_is_one(ground: Ground, command: Command) -> None:

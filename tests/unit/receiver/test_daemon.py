@@ -24,12 +24,13 @@ from replicator.events.bodies import VolumeDeleted
 from replicator.exporter.journal import Journal, notify_systemd
 from replicator.log.interface import Log
 from replicator.log.object_log import ObjectLog, directory_log
-from replicator.log.opening import open_log
+from replicator.log.opening import log_url, open_log
+from replicator.pool.catalogue_schema import Role
 from replicator.pool.daemons import ask
 from replicator.pool.registrations import registrations
 from replicator.pool.volumes import create_volume
 from replicator.repository.patience import StopWaiter
-from replicator.repository.remembered import LOG_SETTING
+from replicator.repository.remembered import remembered_logs
 from tests.support.memory_objects import MemoryStore
 from tests.support.receivers import assert_prefix
 from tests.support.replica_pools import ReplicaPool
@@ -97,7 +98,7 @@ def test_it_follows_tells_and_stops(replica: ReplicaPool) -> None:
         sources[0].publish(log)
         until(replica, lambda found: {each["volume"]: each["number"] for each in found["volumes"]}["vm1"] == 2)
         assert [assert_prefix(replica, source) for source in sources] == [2, 1]
-        assert replica.pool.view().setting(LOG_SETTING).endswith("/log")
+        assert remembered_logs(replica.pool.view()) == {Role.APPLIED: log_url("log")}
         with pytest.raises(ConflictError, match=rf"another process listens at .* \(pid {os.getpid()}\)"):
             Receiver(config, surroundings(replica, log, stream)).run()
         assert ask(replica.folder, "receiver", "stop")["pid"]
@@ -202,7 +203,7 @@ def test_a_source_cannot_be_its_own_replica(replica: ReplicaPool) -> None:
     with pytest.raises(ReplicaConflictError):
         receiver.catch_up()
     reopened(replica)
-    assert replica.pool.view().setting(LOG_SETTING) == ""
+    assert remembered_logs(replica.pool.view()) == {}
 
 
 def test_the_watchdog_is_fed_while_followers_move(replica: ReplicaPool) -> None:
