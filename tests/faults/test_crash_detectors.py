@@ -22,7 +22,7 @@ from replicator.units import METADATA_BLOCK_BYTES
 from tests.support.crash_disk import METADATA, CrashJournal, Image
 from tests.support.crash_knowledge import Note, differing
 from tests.support.crash_oracle import OTHER_BOOT
-from tests.support.crash_pool import LIVE, CrashPool, base_pool, opened
+from tests.support.crash_pool import LIVE, ROOMY_BLOCKS, CrashPool, base_pool, opened
 from tests.support.crash_workloads import Player
 
 WORDS = ("sf", "sc", "cD", "dA", "hsf", "wR", "nSf")
@@ -32,7 +32,7 @@ PIECE_BYTES = 32
 
 def played(word: str) -> tuple[CrashPool, Note, Image]:
     """A workload that ended well, all of it flushed; `dirty` is another boot's."""
-    base, journal = base_pool(), CrashJournal()
+    base, journal = base_pool(ROOMY_BLOCKS), CrashJournal()
     with opened(base.image, base.views, journal=journal, live=LIVE) as crash:
         player = Player(crash, base)
         player.play(f"{word}f")
@@ -80,7 +80,7 @@ def verdict(crash: CrashPool, note: Note, image: Image) -> str:
 @pytest.mark.parametrize("word", WORDS)
 def test_metadata_written_elsewhere_or_nowhere_is_found(word: str) -> None:
     crash, note, image = played(word)
-    before, chance, verdicts = base_pool().image.metadata, random.Random(word), Counter[str]()
+    before, chance, verdicts = base_pool(ROOMY_BLOCKS).image.metadata, random.Random(word), Counter[str]()
     written = writes(crash)
     for block in written:
         stale = with_block(image.metadata, block, block_of(before, block))
@@ -100,7 +100,7 @@ def test_metadata_written_elsewhere_or_nowhere_is_found(word: str) -> None:
 @pytest.mark.parametrize("word", WORDS[:3])
 def test_a_superblock_torn_within_its_sector_is_refused_by_its_checksum(word: str) -> None:
     crash, _, image = played(word)
-    old, new, refused = block_of(base_pool().image.metadata, 0), block_of(image.metadata, 0), 0
+    old, new, refused = block_of(base_pool(ROOMY_BLOCKS).image.metadata, 0), block_of(image.metadata, 0), 0
     for pieces in range(1, 1 << 12):  # 364 bytes of it are used: any of their pieces
         torn = bytearray(old)
         for place in range(12):

@@ -1,33 +1,35 @@
 """Every state that a crash can leave of short workloads: it opens, is sound, and holds what was promised (P1, P1b, P2).
 
 `make test` plays all words of at most two operations and all of three of the core letters, every dead process and a
-choice of power cuts at each instant of the last operation; `make soak` all words of three, each with every kind of cut
-of every write. Only distinct images that were opened count, over all parts together.
+choice of power cuts at each instant of the last operation; `make soak` all words of three and some of four, each with
+every kind of cut of every write. Only distinct images that were opened count, over all parts together.
 """
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
 
-from replicator.thin import space
 from tests.support.crash_oracle import Explorer
+from tests.support.crash_pool import make_small
 from tests.support.crash_runs import ALL_LETTERS, CORE_LETTERS, Tally, crash_words, judge, words
 from tests.support.judges import require
 
 PARTS = 12
 CORE_PARTS = 4
-SOAK_PARTS = 288  # two and a half minutes each
+SOAK_PARTS = 288
 PART_STATES = 600
 SOAK_PART_STATES = 3500
+SOAK_PART_GOAL = 3600  # with those that other parts have, too: 288 parts are a million states, half a minute each
 JUDGED = 24
 
 
 @pytest.fixture(autouse=True)
-def small_stock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Data blocks come by fours, so that what was freed too early would be given again at once."""
-    monkeypatch.setattr(space, "STOCK_BLOCKS", 4)
+def small_pools(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Metadata of 64 blocks, data by fours."""
+    make_small(monkeypatch)
 
 
 @pytest.fixture(scope="session")
@@ -69,6 +71,9 @@ def test_every_crash_of_three_core_operations(part: int, tmp_path: Path, tally: 
 def test_every_crash_of_three_operations(part: int, tmp_path: Path, tally: Tally) -> None:
     require("thin-cpp", "thin-rust")
     explorer = Explorer(part, thorough=True)
-    played = crash_words(explorer, words(ALL_LETTERS, 3)[part::SOAK_PARTS], nested=part % 8 == 0)
+    played = crash_words(explorer, words(ALL_LETTERS, 3)[part::SOAK_PARTS], nested=part % 24 == 0)
+    chance = random.Random(part)
+    while explorer.opened_count < SOAK_PART_GOAL:
+        played += crash_words(explorer, ["".join(chance.choices(ALL_LETTERS, k=4))])
     judged = judge(explorer, tmp_path, None)
     assert report(f"part {part}", played, explorer, tally, judged) >= SOAK_PART_STATES

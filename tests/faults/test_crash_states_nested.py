@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from replicator.thin import space
 from tests.support.crash_disk import CrashJournal
 from tests.support.crash_knowledge import Note
 from tests.support.crash_oracle import Explorer
-from tests.support.crash_pool import LIVE, base_pool, opened
+from tests.support.crash_pool import LIVE, base_pool, make_small, opened
 from tests.support.crash_runs import ALL_LETTERS, crash_words, judge
 from tests.support.crash_workloads import Player
 from tests.support.judges import require
@@ -25,9 +24,9 @@ LONG = 14
 
 
 @pytest.fixture(autouse=True)
-def small_stock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Data blocks come by fours, so that what was freed too early would be given again at once."""
-    monkeypatch.setattr(space, "STOCK_BLOCKS", 4)
+def small_pools(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Metadata of 64 blocks, data by fours."""
+    make_small(monkeypatch)
 
 
 @pytest.mark.parametrize("word", NESTED)

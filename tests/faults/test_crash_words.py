@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import pytest
 
-from replicator.thin import space
 from tests.support.crash_oracle import Explorer
+from tests.support.crash_pool import make_small
 from tests.support.crash_runs import crash_words
 
 STORIES = {
@@ -33,9 +33,9 @@ STORIES = {
 
 
 @pytest.fixture(autouse=True)
-def small_stock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Data blocks come by fours, so that what was freed too early would be given again at once."""
-    monkeypatch.setattr(space, "STOCK_BLOCKS", 4)
+def small_pools(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Metadata of 64 blocks, data by fours."""
+    make_small(monkeypatch)
 
 
 @pytest.mark.parametrize("story", STORIES)

@@ -16,7 +16,7 @@ from replicator.pool.interface import Filling, Switch
 from replicator.thin.check import check
 from replicator.thin.opening import open_engine
 from tests.support.crash_disk import Image
-from tests.support.crash_pool import LIVE, B, C, base_pool, opened
+from tests.support.crash_pool import LIVE, ROOMY_BLOCKS, B, C, base_pool, opened
 from tests.support.enginerig import BLOCK, assert_sound, formatted, write
 
 
@@ -60,7 +60,7 @@ def test_a_failed_flush_gives_up_what_it_held_and_the_next_opening_says_so(tmp_p
 
 def test_a_refused_transaction_leaves_nothing_for_others_to_commit() -> None:
     """A receiver's switch that comes second: its blocks go back, and a flush of another volume holds none of it."""
-    base = base_pool()
+    base = base_pool(ROOMY_BLOCKS)
     with opened(base.image, base.views, live=LIVE) as crash:
         pool = crash.pool
         blocks = pool.reserve(2)

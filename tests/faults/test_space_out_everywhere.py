@@ -13,7 +13,7 @@ from replicator.thin import space
 from tests.support.crash_disk import Image
 from tests.support.crash_knowledge import Note, differing
 from tests.support.crash_oracle import Explorer
-from tests.support.crash_pool import CrashPool, base_pool, opened
+from tests.support.crash_pool import ROOMY_BLOCKS, CrashPool, base_pool, opened
 from tests.support.crash_workloads import OPERATIONS, NotApplicableError, Player
 
 LETTERS = [letter for letter in OPERATIONS if letter not in "er"]
@@ -72,7 +72,7 @@ def reread(player: Player) -> None:
 
 def one_run(letter: str, what: str, free: int) -> bool:
     """Whether it was refused at first."""
-    base = base_pool()
+    base = base_pool(ROOMY_BLOCKS)
     with opened(base.image, base.views) as crash:
         leave(crash, what, free)
         player = Player(crash, base)

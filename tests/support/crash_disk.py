@@ -34,7 +34,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from replicator._buffer import Buffer
 from replicator.blockdev.memory import MemoryDevice
@@ -85,7 +85,7 @@ class Instant:
 
     number: int
     note: Any
-    durable: dict[str, bytearray]
+    durable: dict[str, bytes]
     volatile: list[Write]
     dirty: bytes
     catalogue_id: int
@@ -93,7 +93,7 @@ class Instant:
     def dead_process(self) -> Image:
         """The process died: the page cache outlives it."""
         disks = self._disks((write, None) for write in self.volatile)
-        durable = bytes(self.durable[METADATA]), bytes(self.durable[DATA])
+        durable = self.durable[METADATA], self.durable[DATA]
         return Image(*disks, self.dirty, self.catalogue_id, "dead", SECTOR_BYTES, durable, tuple(self.volatile))
 
     def power_cuts(self, chance: random.Random, *, thorough: bool) -> Iterator[Image]:
@@ -105,16 +105,25 @@ class Instant:
 
     def _disks(self, fates: Any) -> tuple[bytes, bytes]:
         """Both disks after these (write, mask) pairs: None keeps the write whole, an empty list loses it."""
-        disks = {name: bytearray(content) for name, content in self.durable.items()}
-        for write, kept in fates:
-            disk = disks[write.device]
-            if kept is None and write.grown > len(disk):
-                disk.extend(bytes(write.grown - len(disk)))
-            for begin, until in [(0, len(write.data))] if kept is None else kept:
-                end = min(until, len(disk) - write.offset_bytes)
-                if begin < end:
-                    disk[write.offset_bytes + begin : write.offset_bytes + end] = write.data[begin:end]
-        return bytes(disks[METADATA]), bytes(disks[DATA])
+        there = [(write, kept) for write, kept in fates if kept is None or kept]
+        metadata, data = (_written(self.durable[name], name, there) for name in (METADATA, DATA))
+        return metadata, data
+
+
+def _written(content: bytes, name: str, there: Sequence[tuple[Write, Kept]]) -> bytes:
+    """`content` with what is there of the writes to that disk; the very same object when that is nothing."""
+    mine = [(write, kept) for write, kept in there if write.device == name]
+    if not mine:
+        return content
+    disk = bytearray(content)
+    for write, kept in mine:
+        if kept is None and write.grown > len(disk):
+            disk.extend(bytes(write.grown - len(disk)))
+        for begin, until in [(0, len(write.data))] if kept is None else kept:
+            end = min(until, len(disk) - write.offset_bytes)
+            if begin < end:
+                disk[write.offset_bytes + begin : write.offset_bytes + end] = write.data[begin:end]
+    return bytes(disk)
 
 
 Kept = list[tuple[int, int]] | None
@@ -184,9 +193,9 @@ class CrashJournal:
     _dirty_first: bytes = b""
     _writing: threading.RLock = field(default_factory=threading.RLock)
 
-    def disk(self, name: str, content: Buffer, *, durable: Buffer | None = None) -> CrashDisk:
+    def disk(self, name: str, content: bytes, *, durable: bytes | None = None) -> CrashDisk:
         """A disk that begins with `content`, of which `durable` is on the platter (default: all of it)."""
-        self._disks[name] = bytes(content if durable is None else durable)
+        self._disks[name] = content if durable is None else durable
         return CrashDisk(self, name, content)
 
     def begin(self, dirty: bytes, catalogue_id: int, volatile: Sequence[Write] = ()) -> None:
@@ -238,8 +247,7 @@ class CrashJournal:
 
     def instants(self, first: int = 0) -> Iterator[Instant]:
         """The instant before each event from number `first` on, and after the last; valid until the next is asked."""
-        durable = {name: bytearray(content) for name, content in self._disks.items()}
-        now = Instant(0, None, durable, list(self._before), self._dirty_first, self._catalogue_id)
+        now = Instant(0, None, dict(self._disks), list(self._before), self._dirty_first, self._catalogue_id)
         for number, event in enumerate(self.events):
             if number >= first:
                 now.number, now.note = number, event.note
@@ -251,12 +259,9 @@ class CrashJournal:
 
 def _carry_out(now: Instant, event: Event) -> None:
     if event.write is None:
-        settled = [write for write in now.volatile if write.device == event.device]
+        settled: list[tuple[Write, Kept]] = [(write, None) for write in now.volatile if write.device == event.device]
         now.volatile = [write for write in now.volatile if write.device != event.device]
-        disk = now.durable[event.device]
-        for write in settled:
-            disk.extend(bytes(max(0, write.grown - len(disk))))
-            disk[write.offset_bytes : write.offset_bytes + len(write.data)] = write.data
+        now.durable[event.device] = _written(now.durable[event.device], event.device, settled)
     elif event.device == DIRTY:
         now.dirty = event.write.data
     elif event.device == CATALOGUE:
@@ -266,14 +271,22 @@ def _carry_out(now: Instant, event: Event) -> None:
 
 
 class CrashDisk(MemoryDevice):
-    """A disk in memory that tells its journal first."""
+    """A disk in memory that tells its journal first; what it began with is copied when it is first written."""
 
-    def __init__(self, journal: CrashJournal, name: str, content: Buffer) -> None:
-        super().__init__(content=content, name=name)
+    def __init__(self, journal: CrashJournal, name: str, content: bytes) -> None:
+        super().__init__(name=name)
+        self._bytes = cast("bytearray", content)
         self._journal = journal
+
+    def content(self) -> bytes:
+        """Everything in it: what it began with, the very same object, until something is written."""
+        return bytes(self._bytes)
 
     def pwrite(self, data: Buffer, offset_bytes: int) -> None:
         self._journal.record(Write(self.name, offset_bytes, bytes(data)))
+        with self._writing:
+            if not isinstance(self._bytes, bytearray):
+                self._bytes = bytearray(self._bytes)
         super().pwrite(data, offset_bytes)
 
     def pwritev(self, parts: Sequence[Buffer], offset_bytes: int) -> None:

@@ -16,7 +16,7 @@ The dead process (P1b) leaves of all that the last version alone, or the one und
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -55,8 +55,7 @@ class Note:
     def devices(self, at_id: int) -> dict[int, int]:
         """The devices that there are at an id, with their sizes."""
         later = self.switching.views if self.switching is not None else {}
-        view = self.view if at_id == self.at_id else later[at_id]
-        return sizes_of(view)
+        return sizes_of(self.view if at_id == self.at_id else later[at_id])
 
     def allowed(self, at_id: int, dev_id: int, *, power_cut: bool) -> list[bytes]:
         """What the device may read as."""
@@ -67,6 +66,16 @@ class Note:
             versions = versions[now.marks[dev_id] - 1 :]
         found = list(versions) if power_cut else list(versions[-1:])
         return [*found, *self.under_way.get(dev_id, ())]
+
+    def recovering(self, at_id: int, later: dict[int, CatalogueView]) -> Note:
+        """What is known while what a dead process left at `at_id` is opened, which makes the switches `later`.
+
+        The machine may die in that, and take back what the dead process hadn't flushed: so earlier ids stay possible.
+        """
+        now = self.switching if at_id != self.at_id else None
+        now = now or Switching(dict.fromkeys(self.versions, 1))
+        views = {number: view for number, view in now.views.items() if number <= at_id} | later
+        return replace(self, switching=Switching(now.marks, views, now.exact))
 
 
 def rows_of(view: CatalogueView) -> list[Volume | Snapshot]:

@@ -1,8 +1,9 @@
 """Opens what a crash left, and says whether that may be: the promises P1, P1b and P2, asked of one image after another.
 
 For each image
-  O1  our own check finds nothing at all in it, and nothing after it was opened;
-  O2  it opens, at a transaction id that may have been reached, with the very devices of the catalogue at that id;
+  O1  our own check finds nothing at all in it, and nothing after it was opened (tests.support.crash_checks);
+  O2  it opens, at a transaction id that may have been reached, with the very devices of the catalogue at that id; what
+      was being deleted in slices is deleted to the end;
   O3  every sector of every device holds its last flushed content or a later write (power cut), or the last answered
       one (dead process); snapshots are exact;
   O4  a second opening changes nothing: not a byte of either disk, and nothing is replayed;
@@ -20,15 +21,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-import numpy as np
 import xxhash
 
-from replicator.blockdev.memory import MemoryDevice
 from replicator.errors import ReplicatorError
 from replicator.pool import volumes
 from replicator.pool.view import CatalogueView
-from replicator.thin.check import check
-from replicator.units import METADATA_BLOCK_BYTES
+from tests.support.crash_checks import Checks
 from tests.support.crash_disk import CrashJournal, Image, Instant
 from tests.support.crash_knowledge import Note, differing, sizes_of
 from tests.support.crash_pool import LIVE, CrashPool, opened
@@ -54,11 +52,11 @@ class Explorer:
     thorough: bool = False
     seen: set[bytes] = field(repr=False, default_factory=set)
     kinds: Counter[str] = field(default_factory=Counter)
-    to_judge: dict[int, bytes] = field(repr=False, default_factory=dict)
+    checks: Checks = field(repr=False, default_factory=Checks)
     replayed: int = 0
     chance: random.Random = field(default_factory=random.Random)
-    _clean: set[int] = field(repr=False, default_factory=set)
     _known: dict[bytes, Found] = field(repr=False, default_factory=dict)
+    _contents: dict[bytes, bytes] = field(repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.chance.seed(self.seed)
@@ -68,11 +66,17 @@ class Explorer:
         """Distinct images."""
         return len(self.seen)
 
+    @property
+    def to_judge(self) -> dict[int, bytes]:
+        """Reachable metadata, each content once."""
+        return self.checks.reachable
+
     def explore(
         self, journal: CrashJournal, views: dict[int, CatalogueView], first_note: Note, first: int = 0, prefix: str = ""
     ) -> Iterator[tuple[Instant, Image]]:
         """Every crash from event `first` on; yields those of dead processes, for crashes in their recovery."""
         self._known.clear()
+        self._contents.clear()
         for instant in journal.instants(first):
             note = instant.note or first_note
             dead = instant.dead_process()
@@ -103,37 +107,27 @@ class Explorer:
         return image._replace(dirty=dirty[:16] + OTHER_BOOT + dirty[32:] if dirty else b"")
 
     def _open(self, image: Image, views: dict[int, CatalogueView]) -> Found:
-        self._check(image.metadata)
+        self.checks.require_clean(image.metadata)
         with opened(image, views) as crash:
-            found = _read(crash)
+            found, reached = self._once(_read(crash)), crash.pool.view().at_id
             self.replayed += bool(crash.replayed)
-            self._keep_for_judges(crash)
-        after = Image(crash.metadata.content(), crash.data.content(), crash.last_dirty, found.at_id, image.kind)
-        if crash.replayed:
-            self._check(after.metadata)
-            with opened(after, views) as again:
-                assert not again.replayed, "replayed twice"
+        known = crash.catalogue.views
+        after = Image(crash.metadata.content(), crash.data.content(), crash.last_dirty, reached, image.kind)
+        if crash.replayed or crash.deleting:
+            self.checks.require_clean(after.metadata)
+            with opened(after, known) as again:
+                assert not again.replayed and not again.deleting, "replayed or deleted twice"
             assert (again.metadata.content(), again.data.content()) == (after.metadata, after.data), "changed twice"
         else:
             assert (after.metadata, after.data) == (image.metadata, image.data), "opening changed something"
         if not len(self.seen) % GOES_ON_EVERY:
-            self._go_on(after, views, found)
+            self._go_on(after, known, found)
         return found
 
-    def _check(self, metadata: bytes) -> None:
-        digest = xxhash.xxh3_64_intdigest(metadata)
-        if digest not in self._clean:
-            report = check(MemoryDevice(content=metadata))
-            assert report.findings == () and report.counts_compared, [str(each) for each in report.findings]
-            self._clean.add(digest)
-
-    def _keep_for_judges(self, crash: CrashPool) -> None:
-        counts = crash.engine.metadata.transaction.metadata.counts
-        rows = np.frombuffer(crash.metadata.content(), dtype=np.uint8).reshape(-1, METADATA_BLOCK_BYTES).copy()
-        used = counts.get(np.arange(counts.nr_blocks, dtype=np.uint64)) > 0
-        rows[: counts.nr_blocks][~used] = 0
-        content = rows.tobytes()
-        self.to_judge.setdefault(xxhash.xxh3_64_intdigest(content), content)
+    def _once(self, found: Found) -> Found:
+        """The same with contents that are kept once for all images of a run."""
+        kept = {dev: self._contents.setdefault(xxhash.xxh3_128_digest(it), it) for dev, it in found.contents.items()}
+        return Found(found.at_id, kept)
 
     def _go_on(self, image: Image, views: dict[int, CatalogueView], found: Found) -> None:
         """O5."""
@@ -150,7 +144,7 @@ class Explorer:
             made = [(volumes.create_snapshot(crash.pool, name, f"on-{name}").dev_id, name) for name in names]
             contents.update({dev: contents[crash.pool.view().volume(name).dev_id] for dev, name in made})
             crash.pool.flush()
-        self._check(crash.metadata.content())
+        self.checks.require_clean(crash.metadata.content())
         last = Image(crash.metadata.content(), crash.data.content(), crash.last_dirty, max(crash.catalogue.views), "on")
         with opened(last, crash.catalogue.views) as again:
             assert _read(again).contents == contents, "going on, something else changed"
@@ -181,7 +175,7 @@ def _read(crash: CrashPool) -> Found:
     there = crash.engine.metadata.dev_ids()
     assert sorted(sizes) == there, f"devices {there}, but the catalogue at {view.at_id} has {sorted(sizes)}"
     contents = {dev: crash.engine.open_device(dev, size).pread(size, 0) for dev, size in sizes.items()}
-    return Found(view.at_id, contents)
+    return Found(crash.opened_at, contents)
 
 
 def _explain(found: Found, note: Note, *, power_cut: bool, piece_bytes: int) -> None:

@@ -4,7 +4,7 @@ Used by the crash workloads and their oracle. The code under test is the real on
 pdata/. Of SQLite only the promise is modelled, that a commit is wholly there once it has returned, and not at all
 before (`MemoryCatalogue`); tests/properties/test_catalogue holds the real one against the same interface.
 
-    base pool     metadata 192 blocks, data 20 blocks of 64 KiB, filled with old content that must never show
+    base pool     metadata 64 blocks, data 20 blocks of 64 KiB, filled with old content that must never show
       a (dev 1)   3.9 blocks, open for writing; 0, 1, 2 written; snapshot a1 (dev 4); 0 written again: its own
       b (dev 2)   2 blocks, open for writing; 0 written
       c (dev 3)   3 blocks, open nowhere; 0, 1 applied; snapshot c1 (dev 5); 1 applied again
@@ -25,14 +25,16 @@ from uuid import UUID
 import numpy as np
 import pytest
 
+from replicator.pdata.room import PoolShape
 from replicator.pool import volumes
 from replicator.pool.catalogue import Catalogue
 from replicator.pool.catalogue_schema import LoggedPoint, PoolIdentity, Position, Role
 from replicator.pool.changes import Change, Put
+from replicator.pool.deleting import being_deleted
 from replicator.pool.interface import Filling, Switch
 from replicator.pool.local import LocalPool
 from replicator.pool.view import CatalogueView
-from replicator.thin import opening
+from replicator.thin import admission, opening, space
 from replicator.thin.dirty import DirtyLog
 from replicator.thin.engine import Engine
 from replicator.thin.metadata import PoolMetadata
@@ -40,9 +42,11 @@ from replicator.units import METADATA_BLOCK_BYTES
 from tests.support.crash_disk import DATA, METADATA, CrashDisk, CrashJournal, Image
 
 BLOCK = 65536
-METADATA_BLOCKS = 192  # two dozen are used: with fewer, admission lets nobody write while a commit is under way
+METADATA_BLOCKS = 64
+ROOMY_BLOCKS = 192  # with fewer, what admission keeps for a commit's worst case lets nobody write beside a commit
 DATA_BLOCKS = 20
 RECORDS = 64
+COMMIT_BLOCKS, CHANGE_BLOCKS = 8, 3  # that a commit writes where each tree is one leaf, mapping trees apart; a change
 UUID_BYTES = b"crash-pool-uuid!"
 A, B, C, A1, C1 = 1, 2, 3, 4, 5
 A_BYTES, B_BYTES, C_BYTES = 4 * BLOCK - 8192, 2 * BLOCK, 3 * BLOCK
@@ -127,9 +131,20 @@ class DirtyFile:
         os.close(self._fd)
 
 
+def make_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on METADATA_BLOCKS are enough; and data blocks come by fours, so that what is freed is given again soon.
+
+    The worst case that admission keeps free is that of trees of any height; here each tree is one leaf, so a commit
+    writes a block for each of three volumes and COMMIT_BLOCKS. Were that too little, a commit would fail, and its test.
+    """
+    monkeypatch.setattr(space, "STOCK_BLOCKS", 4)
+    monkeypatch.setattr(PoolShape, "worst_case", lambda _shape, weight: COMMIT_BLOCKS + min(weight, 3))
+    monkeypatch.setattr(admission, "CHANGE_BLOCKS", CHANGE_BLOCKS)
+
+
 @dataclass(slots=True)
 class CrashPool:
-    """An open pool on simulated disks."""
+    """An open pool on simulated disks: at which transaction, and with which deletions to end, it was opened."""
 
     journal: CrashJournal
     metadata: CrashDisk
@@ -138,6 +153,8 @@ class CrashPool:
     catalogue: MemoryCatalogue
     pool: LocalPool
     replayed: int
+    opened_at: int
+    deleting: tuple[int, ...]
     last_dirty: bytes = b""
 
     @property
@@ -152,7 +169,8 @@ def opened(
 ) -> Iterator[CrashPool]:
     """Open what a crash left (or a base pool), its volumes `live` for writing; closed, with a commit, at the end.
 
-    With a `journal` every event from the first on is in it; `close` is not.
+    What was being deleted is gone before it is handed out. With a `journal` every event from the first on is in it;
+    `close` is not.
     """
     told = journal or CrashJournal(recording=False)
     durable = image.durable or (None, None)
@@ -165,10 +183,13 @@ def opened(
     try:
         engine, replayed = _open_engine(told, metadata, data, dirty)
         try:
+            found = catalogue.view(engine.metadata.superblock.transaction_id)
+            dying = tuple(being_deleted(found))
             pool = LocalPool(Path("pool"), engine, cast("Catalogue", catalogue), replayed=replayed, clock_ns=lambda: 1)
             for row in [row for row in pool.view().volumes if row.dev_id in live]:
                 pool.open_live(row.dev_id, row.size_bytes, None)
-            crash = CrashPool(told, metadata, data, dirty, catalogue, pool, replayed)
+            pool._deletions.finish()
+            crash = CrashPool(told, metadata, data, dirty, catalogue, pool, replayed, found.at_id, dying)
             yield crash
         finally:
             told.at_flush = lambda _: None
@@ -198,11 +219,11 @@ class Base:
 
 
 @cache
-def base_pool() -> Base:
-    """The pool of this module's table."""
+def base_pool(metadata_blocks: int = METADATA_BLOCKS) -> Base:
+    """The pool of this module's table; with METADATA_BLOCKS only after `make_small`."""
     chance = random.Random(7)
     journal = CrashJournal(recording=False)
-    metadata = journal.disk(METADATA, bytes(METADATA_BLOCKS * METADATA_BLOCK_BYTES))
+    metadata = journal.disk(METADATA, bytes(metadata_blocks * METADATA_BLOCK_BYTES))
     made = PoolMetadata.format(metadata, BLOCK, DATA_BLOCKS, UUID_BYTES)
     made.commit(lambda: None)
     identity = PoolIdentity(UUID(int=1), 0)
@@ -214,14 +235,18 @@ def base_pool() -> Base:
         rows = [volumes.create_volume(pool, name, size) for name, size in (("a", A_BYTES), ("b", B_BYTES))]
         third = volumes.create_volume(pool, "c", C_BYTES)
         devices = {row.dev_id: pool.open_live(row.dev_id, row.size_bytes, None) for row in rows}
+        _look_from_the_start(crash)
         for number, (dev_id, block) in enumerate(((A, 0), (A, 1), (A, 2), (B, 0))):
             _write(crash, devices[dev_id], blocks[number], block * BLOCK)
         volumes.create_snapshot(pool, "a", "a1")
         _write(crash, devices[A], blocks[4], 0)
+        _look_from_the_start(crash)
         position = Position(third.uuid, Role.APPLIED, 1, 1, b"", 1, 1)
         apply_blocks(crash, C, {0: blocks[5], 1: blocks[6]}, position)
+        _look_from_the_start(crash)
         volumes.create_snapshot(pool, "c", "c1")
         apply_blocks(crash, C, {1: blocks[7]}, position)
+        _look_from_the_start(crash)
         pool.flush()
         last = pool.view().at_id
         contents = {
@@ -235,6 +260,11 @@ def base_pool() -> Base:
         assert found == contents, "the base pool isn't what was written"
     image = Image(crash.metadata.content(), crash.data.content(), b"", last, "base")
     return Base(image, crash.catalogue.views, contents, position)
+
+
+def _look_from_the_start(crash: CrashPool) -> None:
+    """The next metadata block to be given is the lowest free one, so that what is in use stays together."""
+    crash.engine.metadata.transaction.metadata.counts._cursor = 1
 
 
 def _write(crash: CrashPool, device: Any, data: bytes, offset_bytes: int) -> None:

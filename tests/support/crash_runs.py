@@ -17,8 +17,8 @@ from tests.support import judges
 from tests.support.crash_disk import CrashJournal, Image
 from tests.support.crash_knowledge import Note
 from tests.support.crash_oracle import Explorer
-from tests.support.crash_pool import LIVE, base_pool, opened
-from tests.support.crash_workloads import OPERATIONS, NotApplicableError, Player
+from tests.support.crash_pool import LIVE, Base, base_pool, opened
+from tests.support.crash_workloads import OPERATIONS, NotApplicableError, Operations, Player
 
 ALL_LETTERS = "".join(OPERATIONS)
 CORE_LETTERS = "sdfcAD"  # one of each kind: two writes, a flush, a cut, an applied transaction, a deletion
@@ -31,21 +31,28 @@ def words(letters: str, length: int) -> list[str]:
     return ["".join(word) for word in product(letters, repeat=length)]
 
 
-def first_note() -> Note:
+def first_note(base: Base) -> Note:
     """What is known before the first operation."""
-    base = base_pool()
     at_id = base.image.catalogue_id
     return Note(at_id, base.views[at_id], {dev_id: (content,) for dev_id, content in base.contents.items()})
 
 
-def crash_words(explorer: Explorer, chosen: Iterable[str], *, nested: bool = False, whole: bool = False) -> int:
+def crash_words(
+    explorer: Explorer,
+    chosen: Iterable[str],
+    *,
+    nested: bool = False,
+    whole: bool = False,
+    base: Base | None = None,
+    operations: Operations = OPERATIONS,
+) -> int:
     """Every crash during the last operation of each word (`whole`: during any); how many words were played."""
-    base, played = base_pool(), 0
+    base, played = base or base_pool(), 0
     for word in chosen:
         journal = CrashJournal()
         try:
             with opened(base.image, base.views, journal=journal, live=LIVE) as crash:
-                player = Player(crash, base, seed=explorer.seed)
+                player = Player(crash, base, explorer.seed, operations)
                 for letter in word[:-1]:
                     _play_if_it_can(player, letter, must=not whole)
                 first = 0 if whole else len(journal.events)
@@ -55,9 +62,9 @@ def crash_words(explorer: Explorer, chosen: Iterable[str], *, nested: bool = Fal
             continue
         played += 1
         try:
-            for instant, dead in explorer.explore(journal, crash.catalogue.views, first_note(), first):
+            for instant, dead in explorer.explore(journal, crash.catalogue.views, first_note(base), first):
                 if nested:
-                    _crash_in_recovery(explorer, dead, instant.note or first_note(), crash.catalogue.views)
+                    _crash_in_recovery(explorer, dead, instant.note or first_note(base), crash.catalogue.views)
         except AssertionError as error:
             raise AssertionError(f"workload {word!r}, {error}") from error
     return played
@@ -73,12 +80,14 @@ def _play_if_it_can(player: Player, letter: str, *, must: bool) -> None:
 
 def _crash_in_recovery(explorer: Explorer, image: Image, note: Note, views: dict[int, CatalogueView]) -> None:
     """The next opening dies, too, in each of its lines: as a process, or with the machine."""
-    inner = Explorer(explorer.seed, explorer.thorough, explorer.seen, explorer.kinds, explorer.to_judge)
+    inner = Explorer(explorer.seed, explorer.thorough, explorer.seen, explorer.kinds, explorer.checks)
     journal = CrashJournal()
     with opened(image, views, journal=journal) as crash:
         journal.look_at_dirty()
-    if crash.replayed:
-        for _ in inner.explore(journal, views, note, prefix="in recovery: "):
+    if crash.replayed or crash.deleting:
+        made = crash.catalogue.views
+        later = {at: made[at] for at in range(crash.opened_at + 1, crash.pool.view().at_id + 1)}
+        for _ in inner.explore(journal, made, note.recovering(crash.opened_at, later), prefix="in recovery: "):
             pass
 
 

@@ -10,8 +10,8 @@
     A           a transaction is applied to c out of place, its position in the same switch
     S G         a becomes shorter; longer
     P M h       the pool's data grows; its metadata; the metadata snapshot is reserved, or released
-    e r         nothing is written: the page tables are forgotten; all metadata below the highest block is in use,
-                and the next to be given is looked for from the start on
+    e r         nothing is written: the page tables are forgotten; all metadata below the highest block is in use (but
+                for LEFT_BLOCKS in all), and the next to be given is looked for from the start on
 
 An operation that the pool is in no state for raises NotApplicable: the workload equals a shorter one.
 """
@@ -19,7 +19,7 @@ An operation that the pool is in no state for raises NotApplicable: the workload
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from uuid import UUID
 
 import numpy as np
@@ -37,6 +37,7 @@ from tests.support.crash_pool import A1, A_BYTES, BLOCK, C1, A, B, Base, CrashPo
 
 SHORTER_BYTES = 2 * BLOCK + 1536
 LONGER_BYTES = 6 * BLOCK + 512
+LEFT_BLOCKS = 40  # of metadata: as many as a write beside a commit needs (tests.support.crash_pool.make_small)
 
 
 class NotApplicableError(Exception):
@@ -46,8 +47,9 @@ class NotApplicableError(Exception):
 class Player:
     """Plays operations on an open pool, telling the journal what is known after each step."""
 
-    def __init__(self, crash: CrashPool, base: Base, seed: int = 0) -> None:
+    def __init__(self, crash: CrashPool, base: Base, seed: int = 0, operations: Operations | None = None) -> None:
         self.crash, self.pool, self.base = crash, crash.pool, base
+        self.operations = operations or OPERATIONS
         self.chance = random.Random(seed)
         self.versions: dict[int, tuple[bytes, ...]] = {dev: (content,) for dev, content in base.contents.items()}
         self.position = base.position
@@ -66,7 +68,7 @@ class Player:
     def play(self, word: str) -> None:
         """One letter after the other."""
         for letter in word:
-            OPERATIONS[letter](self)
+            self.operations[letter](self)
 
     # -- contents ----------------------------------------------------------------------------------------------
 
@@ -231,11 +233,11 @@ def _delete_meanwhile(player: Player) -> None:
 
 
 def _go_round(player: Player) -> None:
-    transaction = player.crash.engine.metadata.transaction
-    counts = transaction.metadata.counts
-    used = np.flatnonzero(counts.get(np.arange(counts.nr_blocks, dtype=np.uint64)))
+    counts = player.crash.engine.metadata.transaction.metadata.counts
+    highest = np.flatnonzero(counts.get(np.arange(counts.nr_blocks, dtype=np.uint64)))[-1]
     counts._cursor = 1
-    counts.take(int(used[-1]) + 1 - len(used))  # no hole is left below the last used block
+    taken = counts.take(max(0, counts.free_count - LEFT_BLOCKS))
+    counts.put_back(taken[taken > highest])
     counts._cursor = 1
 
 
@@ -293,7 +295,9 @@ def _held(player: Player) -> None:
     player.switch(lambda: player.pool.set_metadata_snapshot(held))
 
 
-OPERATIONS: dict[str, Callable[[Player], None]] = {
+Operations = Mapping[str, Callable[[Player], None]]
+
+OPERATIONS: Operations = {
     "o": lambda player: player.put(A, 4096, 4096),
     "s": lambda player: player.put(A, BLOCK + 8192, 4096),
     "w": lambda player: player.put(A, 2 * BLOCK, BLOCK),
