@@ -4,7 +4,7 @@
 #   make test     judges, lint, and every test folder with its time against a budget
 #   make lint     format, ruff, mypy, import contracts
 #   make bench    every program in benchmarks/
-#   make soak     the long runs of the tests (minutes)
+#   make soak     the long runs of the tests: a million crash states, 500 kills, fuzzing guided by coverage (hours)
 #   make judges   other people's programs that the tests ask, into .cache/judges
 #   make clean    removes what was made, but for .cache/; `make clean-all` that too
 
@@ -13,6 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-test
+INSTALLED_SOAK := $(VENV)/.installed-soak
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 export PYTHONUNBUFFERED := 1
@@ -41,6 +42,11 @@ $(INSTALLED_TEST): pyproject.toml | $(BIN)/python
 demo: $(INSTALLED)
 	@$(BIN)/replicator demo
 
+$(INSTALLED_SOAK): $(INSTALLED_TEST)
+	@echo "environment: installing what the long runs need besides"
+	@$(PIP) install --editable '.[test,soak]'
+	@touch $@
+
 test: lint judges
 	@$(BIN)/python -m tests.support.suite
 
@@ -55,7 +61,7 @@ bench: $(INSTALLED_TEST) judges
 	@set -e; for program in benchmarks/*.py; do \
 		case $$program in */_*) continue;; esac; echo "bench: $$program"; $(BIN)/python "$$program"; done
 
-soak: $(INSTALLED_TEST) judges
+soak: $(INSTALLED_SOAK) judges
 	@$(BIN)/python -m tests.support.suite --soak
 
 judges: $(INSTALLED_TEST)

@@ -1,18 +1,23 @@
 """One fuzzing target under atheris, guided by the coverage of our own code, as a process of its own.
 
-    python -m tests.support.fuzz_guided TARGET SECONDS CORPUS
+    python -m tests.support.fuzz_guided TARGET SECONDS CORPUS TALLY
 
-libFuzzer ends the process with another status than 0 for what isn't a ReplicatorError, for an input that takes more
-than a second of wall clock or the process more than 2 GiB, and prints the input.
+TALLY is a file of two native 64-bit numbers, how many inputs there were and how many bytes they had; it is mapped, so
+that they stand there however the process ends. libFuzzer ends it with another status than 0 for what isn't a
+ReplicatorError, for an input that takes more than five seconds or the process more than 2 GiB, and prints the
+input.
 """
 
 from __future__ import annotations
 
+import mmap
 import sys
 from pathlib import Path
 
+TALLY_BYTES = 16
 
-def main(name: str, seconds: str, corpus: str) -> None:
+
+def main(name: str, seconds: str, corpus: str, tally: str) -> None:
     """Fuzz for so many seconds; never returns."""
     import atheris  # type: ignore[import-untyped]  # it ships no types
 
@@ -20,9 +25,11 @@ def main(name: str, seconds: str, corpus: str) -> None:
         from replicator.errors import ReplicatorError
         from tests.support.fuzz_targets import targets
 
-    target = targets()[name]
+    target, counts = targets()[name], _counts(Path(tally))
 
     def one(data: bytes) -> None:
+        counts[0] += 1
+        counts[1] += len(data)
         try:
             target.run(data)
         except ReplicatorError as error:
@@ -41,5 +48,11 @@ def main(name: str, seconds: str, corpus: str) -> None:
     atheris.Fuzz()
 
 
+def _counts(path: Path) -> memoryview[int]:
+    path.write_bytes(bytes(TALLY_BYTES))
+    with path.open("r+b") as file:
+        return memoryview(mmap.mmap(file.fileno(), TALLY_BYTES)).cast("Q")
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:4])
+    main(*sys.argv[1:5])
