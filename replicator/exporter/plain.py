@@ -9,7 +9,8 @@ tree work or for a commit: what would is told so, and goes to a worker.
 Invariants
   P1  `read` either fills all of its target, or says that somebody else has to (the target is then undefined).
   P2  After a vain `overwrite` the same write may be carried out again: both stand in one stay in the gate.
-  P3  `may_write` says yes only to a write that device.pwrite carries out without leaving the gate.
+  P3  `write` carries a write out only where device.pwrite does so without leaving the gate.
+  P4  A block that is to be copied is read once: what showed that it is cached is what goes to its copy.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import os
 from enum import Enum
 
 from replicator.exporter.exports import Export
+from replicator.thin.device import Copied
 from replicator.thin.table import STAMP_BITS, STAMP_MASK, STRETCH_MASK, STRETCH_SHIFT
 from replicator.units import KIB, PAGE_BYTES
 
@@ -44,6 +46,7 @@ class Plain:
         self.fd = export.device.engine.data.fileno()
         self.nowait = _nowait_flag(self.fd)
         self._scratch: memoryview | None = None
+        self._copied: Copied | None = None
 
     def read(self, target: memoryview, offset_bytes: int) -> Found:
         """Fill `target` (at most 256 KiB) without waiting; HOLE when all of it is unmapped, and then not filled."""
@@ -113,8 +116,15 @@ class Plain:
         except OSError:
             return False
 
-    def may_write(self, offset_bytes: int, length_bytes: int) -> bool:
-        """Whether device.pwrite can be called now without waiting (P2); inside the gate."""
+    def write(self, source: memoryview, offset_bytes: int) -> bool:
+        """device.pwrite, inside the gate, if that waits for nothing (P3); False, with nothing done, if it may."""
+        self._copied = None
+        if not self._may_write(offset_bytes, len(source)):
+            return False
+        self._device.pwrite(source, offset_bytes, self._copied)
+        return True
+
+    def _may_write(self, offset_bytes: int, length_bytes: int) -> bool:
         device, size = self._device, self._device.block_bytes
         if self.fd < 0:
             return False
@@ -129,20 +139,21 @@ class Plain:
             if entry & STAMP_MASK == device.epoch:
                 if (at | last) & _PAGE_MASK and not self._edges_cached(entry, at - block * size, last - block * size):
                     return False
-            elif last - at == size or (self._block_cached(entry) if entry else device.origin is None):
+            elif last - at == size or (self._copy_cached(block, entry) if entry else device.origin is None):
                 fresh += 1
             else:
                 return False
             at = last
         return not fresh or device.engine.has_room(fresh)
 
-    def _block_cached(self, entry: int) -> bool:
-        """Whether a block that is to be copied is in memory; the copy's own read then finds it there."""
+    def _copy_cached(self, block: int, entry: int) -> bool:
+        """Read a block that is to be copied (P4); whether it is in memory."""
         size = self._device.block_bytes
         if size > len(_ZEROS):
             return False
         if self._scratch is None:
             self._scratch = memoryview(bytearray(size))
+        self._copied = Copied(block, entry, self._scratch)
         return self._read_cached(self._scratch, (entry >> STAMP_BITS) * size)
 
     def _edges_cached(self, entry: int, begin: int, end: int) -> bool:

@@ -221,10 +221,8 @@ class Transmission:
         source = self._receiving.view[data : data + length]
         try:
             refuse_broken(self._engine)
-            if not self._plain.overwrite(source, offset):
-                if not self._plain.may_write(offset, length):
-                    return self._submit(Request(kind, cookie, offset, length, bytes(source)), at)
-                self._device.pwrite(source, offset)
+            if not (self._plain.overwrite(source, offset) or self._plain.write(source, offset)):
+                return self._submit(Request(kind, cookie, offset, length, bytes(source)), at)
         except ReplicatorError as error:
             return self._reply(failure(cookie, error, self._session), at)
         if kind == _WRITE:

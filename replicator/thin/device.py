@@ -19,7 +19,8 @@ Invariants
       So may a trim, or zeroes that unmap, of more than TRIM_LEAVES leaves: it goes in pieces, with a commit after each,
       so that none is long (P4).
   W2  At most one thread provisions or breaks one block at a time; it never leaves the gate while it has a claim. What
-      it copied is void when the block was unmapped meanwhile.
+      it copied is void when the block was unmapped meanwhile, or became the device's own (the snapshot that shared it
+      went, and its stretch was loaded anew): others may have overwritten it in place since.
   W3  Table and dirty records change together, under the publish lock: their order is the same.
   W4  No new block holds content from beyond the device's end: it would show when the device grows (P7).
 """
@@ -28,6 +29,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,6 +57,16 @@ if TYPE_CHECKING:
 TRIM_LEAVES = 256  # unmapped at once: at most 64 thousand mappings, 4 GiB in 64 KiB blocks
 _TRIM_BLOCKS = TRIM_LEAVES * INTERNAL_MAX // 3  # whatever is mapped there, it stands in no more leaves than that
 _ROOM_TRIES = 2  # one commit empties the dirty set, the next frees what the first one's snapshots gave up
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """What a writer inside the gate read of `block` already: its table entry, and all of its content, in a buffer of
+    the writer's own that is changed by the write."""
+
+    block: int
+    entry: int
+    content: memoryview
 
 
 class _Claim:
@@ -165,18 +177,22 @@ class ThinDevice:
 
     # -- writing ---------------------------------------------------------------------------------------------
 
-    def pwrite(self, data: Buffer, offset_bytes: int) -> None:
-        """Write `data`; the caller is inside the gate (W1). NoSpaceError when the pool is full (P8)."""
+    def pwrite(self, data: Buffer, offset_bytes: int, copied: Copied | None = None) -> None:
+        """Write `data`; the caller is inside the gate (W1). NoSpaceError when the pool is full (P8).
+
+        `copied`, read in this stay in the gate, saves reading that block again if it is to be copied.
+        """
         view = memoryview(data).cast("B")
         self._check(offset_bytes, len(view))
         self._refuse_read_only()
         at, size = 0, self.block_bytes
         if offset_bytes % size + len(view) > size:
+            copied = None
             self._make_room(offset_bytes // size, (offset_bytes + len(view) - 1) // size + 1)
         while at < len(view):
             block, inside = divmod(offset_bytes + at, size)
             step = min(size - inside, len(view) - at)
-            self.write_block(block, inside, view[at : at + step])
+            self.write_block(block, inside, view[at : at + step], copied)
             at += step
 
     def _make_room(self, begin: int, end: int) -> None:
@@ -194,15 +210,16 @@ class ThinDevice:
         if self.read_only:
             raise ConflictError(f"{self.name} is open for reading only")
 
-    def write_block(self, block: int, inside: int, data: memoryview) -> None:
-        """Write within one block."""
+    def write_block(self, block: int, inside: int, data: memoryview, copied: Copied | None = None) -> None:
+        """Write within one block; `copied` as for pwrite."""
         size = self.block_bytes
         while True:
             entry = self.entry(block)
             if entry & STAMP_MASK == self.epoch:
                 self.engine.data.pwrite(data, (entry >> STAMP_BITS) * size + inside)
                 return
-            self.engine.admit()
+            if self.engine.admit():
+                copied = None  # it left the gate: the data block may hold something else by now
             claim = _Claim()
             holder = self._claims.setdefault(block, claim)
             if holder is not claim:
@@ -210,20 +227,33 @@ class ThinDevice:
                     continue
             full = False
             try:
-                if self._provision(block, inside, data):
+                if self._provision(block, inside, data, copied):
                     return
             except NoSpaceError:
                 full = True
             finally:
                 del self._claims[block]
                 claim.lock.release()
+            copied = None
             if full:
                 self.engine.wait_for_space()
 
-    def is_void(self, block: int) -> bool:
-        """Whether `block` was unmapped since its claim was made (W2), or all is over; under the publish lock."""
+    def is_void(self, block: int, before: int | None) -> bool:
+        """Whether a copy of `block`, whose entry was `before`, is void (W2), or all is over; under the publish lock.
+
+        None: nothing was copied.
+        """
         claim = self._claims.get(block)
-        return self.closed or (claim is not None and claim.void)
+        if self.closed or (claim is not None and claim.void):
+            return True
+        if before is None:
+            return False
+        stretch = self.table.stretches[block >> STRETCH_SHIFT]
+        if stretch is None:  # nobody can say what it was meanwhile
+            return True
+        entry = stretch[block & STRETCH_MASK]
+        is_other = bool(entry) != bool(before) or entry >> STAMP_BITS != before >> STAMP_BITS
+        return is_other or entry & STAMP_MASK == self.epoch
 
     def void_claims(self, begin: int, end: int) -> None:
         """The blocks [begin, end) are being unmapped (W2); under the publish lock."""
@@ -231,10 +261,10 @@ class ThinDevice:
         for block, claim in list(self._claims.items()):
             claim.void |= begin <= block < end
 
-    def _provision(self, block: int, inside: int, data: memoryview) -> bool:
+    def _provision(self, block: int, inside: int, data: memoryview, copied: Copied | None) -> bool:
         """Give `block`, which is claimed, a data block of its own with `data` in it.
 
-        False when there was no room for its record, or it was unmapped meanwhile; NoSpaceError when there was no data
+        False when there was no room for its record, or the copy is void (W2); NoSpaceError when there was no data
         block to be had.
         """
         entry = self.entry(block)
@@ -243,21 +273,27 @@ class ThinDevice:
             return True
         new, published = self.engine.space.take_one(), False
         try:
-            whole = data if len(data) == self.block_bytes else self._with_old(entry, block, inside, data)
+            whole = data if len(data) == self.block_bytes else self._with_old(entry, block, inside, data, copied)
             self.engine.data.pwrite(whole, new * self.block_bytes)
-            published = self.engine.publish(self, block, new)
+            published = self.engine.publish(self, block, new, entry)
         finally:
             if not published:
                 self.engine.space.give_back(np.array([new], dtype=np.uint64))
         return published
 
-    def _with_old(self, entry: int, block: int, inside: int, data: memoryview) -> bytearray:
+    def _with_old(
+        self, entry: int, block: int, inside: int, data: memoryview, copied: Copied | None
+    ) -> bytearray | memoryview:
         size = self.block_bytes
-        whole = bytearray(size)
-        if entry:
-            self.engine.data.pread_into(whole, (entry >> STAMP_BITS) * size)
-        elif self.origin is not None:
-            self._read_behind(memoryview(whole), block * size)
+        whole: bytearray | memoryview
+        if copied is not None and (copied.block, copied.entry) == (block, entry):
+            whole = copied.content
+        else:
+            whole = bytearray(size)
+            if entry:
+                self.engine.data.pread_into(whole, (entry >> STAMP_BITS) * size)
+            elif self.origin is not None:
+                self._read_behind(memoryview(whole), block * size)
         whole[inside : inside + len(data)] = data
         end = self.size_bytes - block * size
         if end < size:  # W4

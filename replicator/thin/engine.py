@@ -141,7 +141,7 @@ class Engine:
         unmapped since it was claimed.
         """
         with self.publish_lock:
-            if device.is_void(virtual_block) or not self._takes(1):
+            if device.is_void(virtual_block, before) or not self._takes(1):
                 return False
             self.dirty.append_mapped(device.dev_id, virtual_block, data_block)
             device.table.set_entry(virtual_block, data_block << STAMP_BITS | device.epoch)
@@ -167,13 +167,16 @@ class Engine:
         return self.space.stock_count >= count and self._takes(count)
 
     def admit(self, *, trims: bool = False) -> None:
+        waited = False
         """Before a mapping change, inside the gate: waits for a commit when the dirty set is full (P8)."""
         self._check_alive()
         while not self._takes(1, trims=trims):
             with self.publish_lock:
                 idle = not self._committing and not self.dirty.count and not self._takes(1, trims=trims)
             if idle:
+            waited = True
                 raise no_metadata_space(self.metadata.transaction.metadata.counts.free_count)
+        return waited
             self.wait_outside()
             self._check_alive()
 

@@ -8,6 +8,9 @@ The data disk holds a read or a write back until it is let go, so each order of 
     a write hangs on one of several pending copies             two writers of one block make one copy, with both in it
     reads passed on aren't tracked, and a write overtakes      a freed block isn't given again while it is being read
     one lock for all                                           a stalled block delays no other
+
+One more is ours alone: a block may become the device's own while it is being copied, when the snapshot that shares it
+goes, and its stretch of the page table is loaded anew.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from replicator.blockdev.memory import MemoryDevice
 from replicator.thin import space
 from replicator.thin.engine import Engine
 from replicator.thin.gate import IDLE
-from tests.support.enginerig import BLOCK, assert_sound, cut, formatted, running, within, write
+from tests.support.enginerig import BLOCK, assert_sound, cut, delete, formatted, running, within, write
 
 BLOCKS = 12
 OLD, STALE = b"\x11", b"\xee"
@@ -140,6 +143,19 @@ def test_two_writers_of_one_block_make_one_copy(engine: Engine, disk: HoldingDis
     second.join(WAIT_S)
     assert device.pread(2048, 0) == b"\x22" * 512 + OLD * 512 + b"\x33" * 512 + OLD * 512
     assert engine.space.free_count == free - 1
+
+
+def test_a_block_that_became_the_devices_own_while_it_was_copied_keeps_what_was_written_there(
+    engine: Engine, disk: HoldingDisk
+) -> None:
+    device = engine.devices[1]
+    held = disk.hold("write", BLOCK)
+    with aside(partial(write, engine, device, b"\x22" * 512, 0), held):
+        within(WAIT_S, lambda: delete(engine, 2))
+        with engine.publish_lock:
+            device.table.clear()  # as it does where the volume has more stretches than are kept
+        within(WAIT_S, lambda: write(engine, device, b"\x33" * 512, 1024))
+    assert device.pread(2048, 0) == b"\x22" * 512 + OLD * 512 + b"\x33" * 512 + OLD * 512
 
 
 def test_a_table_loaded_while_a_commit_runs_has_all_that_was_answered(engine: Engine, disk: HoldingDisk) -> None:

@@ -16,6 +16,7 @@ from replicator.exporter.listener import NbdServer
 from replicator.nbd import protocol as p
 from replicator.nbd.request import Request
 from replicator.thin.change import Change
+from tests.support.enginerig import cut
 from tests.support.nbd_ground import BLOCK, SIZE, Ground, Serving
 
 
@@ -70,6 +71,23 @@ def test_a_cut_freezes_what_was_answered(ground: Ground, serving: Serving) -> No
             assert other.read(0, BLOCK) == b"a" * BLOCK
             assert other.write(0, b"c") == p.EPERM
         assert client.read(5, 20) == b"a" * 5 + b"b" * 10 + b"a" * 5
+
+
+def test_writes_after_each_cut_keep_what_stood_around_them(ground: Ground, serving: Serving) -> None:
+    rng, span = random.Random(8), 12 * BLOCK
+    model, cuts = bytearray(rng.randbytes(span)), dict[int, bytes]()
+    with serving.client() as client:
+        client.write(0, bytes(model))
+        for snapshot in range(2, 6):
+            cut(ground.engine, 1, snapshot)
+            cuts[snapshot] = bytes(model)
+            for length in rng.choices((1, 511, 4096, BLOCK, BLOCK + 4096, 2 * BLOCK + 5), k=15):
+                offset = rng.randrange(span - length)
+                model[offset : offset + length] = data = rng.randbytes(length)
+                assert client.write(offset, data) == 0
+            assert client.read(0, span) == model
+    for snapshot, content in cuts.items():
+        assert ground.engine.open_device(snapshot, SIZE).pread(span, 0) == content
 
 
 def test_zeroes_and_trims(ground: Ground, serving: Serving) -> None:
