@@ -2,7 +2,7 @@
 
 Between pool/applying, which hides a device when a switch deletes it, and the engine's commits. A device that costs
 little dies in the switch itself. Another gets a mark in the catalogue, in that switch, and then loses its first
-mappings at each of the commits that follow, each bounded by SLICE_COST; what is left of it is a whole thin device, with
+mappings at each of the commits that follow, each within BEHIND_COST; what is left of it is a whole thin device, with
 its mapped_blocks right, that nobody can name. Other changes come between the slices.
 
     dies …                          on disk                                    next opening
@@ -18,6 +18,7 @@ Invariants
   B2  Blocks that a slice frees are used again after its commit only, as all others (P6).
   B3  A slice that is refused (no room) or fails isn't tried again before the next switch, or opening.
   B4  Between two slices one is always under way, so that `finish` ends behind the last one, which the view shows.
+  B5  Whatever else waits for a commit goes before the next slice (thin/change), and waits for one of them at most.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ from replicator.pool.view import CatalogueView
 from replicator.thin.change import Change
 from replicator.thin.metadata import PoolMetadata
 
-SLICE_COST = 384 * LEAF_COST  # 97 thousand mappings that nobody shares: some 10 ms of work
+SLICE_COST = 384 * LEAF_COST  # dies in the switch: 97 thousand mappings that nobody shares, some 50 ms of work
+BEHIND_COST = 32 * LEAF_COST  # dies in a commit that others wait for: no more work than a cut is
 _MARK = "deleting-"
 
 _log = logging.getLogger(__name__)
@@ -93,7 +95,7 @@ class Deletions:
         if dev_id is None:
             self._changed.notify_all()
             return
-        change = Change(apply=partial(_slice, dev_id), deletes=True, weight=UNMAP_WEIGHT)
+        change = Change(apply=partial(_slice, dev_id), deletes=True, weight=UNMAP_WEIGHT, waits=True)
         change.done.add_done_callback(self._done)
         try:
             self._submit(change)
@@ -123,6 +125,6 @@ class Deletions:
 
 def _slice(dev_id: int, metadata: PoolMetadata) -> Outcome:
     there = metadata.find(dev_id) is not None  # another engine may have deleted it since
-    if there and not metadata.shrink_dying(dev_id, SLICE_COST):
+    if there and not metadata.shrink_dying(dev_id, min(SLICE_COST, BEHIND_COST)):
         return Outcome(staged=False)
     return Outcome([End(Setting, (f"{_MARK}{dev_id}",))], deleted=(dev_id,))

@@ -30,7 +30,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext
@@ -46,7 +45,7 @@ from replicator.pdata.block import Words
 from replicator.pdata.room import UNMAP_WEIGHT, PoolShape
 from replicator.pdata.transaction import BrokenPoolError
 from replicator.thin.admission import Admission, no_metadata_space
-from replicator.thin.change import Change
+from replicator.thin.change import Change, ChangeQueue
 from replicator.thin.committed import Committed
 from replicator.thin.device import ThinDevice
 from replicator.thin.dirty import DirtyLog, DirtySet, superblock_sum
@@ -102,7 +101,7 @@ class Engine:
         self.paging = Paging(durable, dirty, self.lock, self.publish_lock)
         self._committing = self._in_doubt = False
         self._waiting = threading.Condition()
-        self._changes: deque[Change] = deque()
+        self._changes = ChangeQueue()
         self._flushes: list[Callable[[str | None], None]] = []
         self._closing = self._ended = False
         self.admission = Admission(dirty.capacity)
@@ -247,7 +246,7 @@ class Engine:
             with self._waiting:
                 while not (self._changes or self._flushes or self._closing):
                     self._waiting.wait()
-                change = self._changes.popleft() if self._changes else None
+                change = self._changes.pop()
                 flushes, self._flushes = self._flushes, []
                 closing = self._closing
             reason = self._round_of(change)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -12,11 +14,11 @@ from replicator.blockdev.file import FileDevice
 from replicator.errors import ConflictError, NoSpaceError, NotFoundError
 from replicator.pdata.update import LEAF_COST
 from replicator.pool import deleting, volumes
-from replicator.pool.catalogue_schema import Setting
+from replicator.pool.catalogue_schema import Purpose, Setting
 from replicator.pool.changes import Put
 from replicator.pool.creation import PoolPlan, create_pool
 from replicator.pool.deleting import being_deleted
-from replicator.pool.interface import Filling, Switch
+from replicator.pool.interface import CutRequest, Filling, Switch
 from replicator.pool.opening import OwnedPool, own_pool
 from replicator.thin.change import Change
 from replicator.thin.check import check
@@ -190,3 +192,27 @@ def test_a_slice_that_is_refused_waits_for_the_next_change(pool: OwnedPool, monk
     volumes.create_volume(pool, "other", GIB)
     pool._deletions.finish()
     assert not being_deleted(pool.view())
+
+
+def test_a_cut_waits_for_one_slice_at_most(pool: OwnedPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """B5, counted: two cuts are handed in beside each of the first slices, and are the next two commits."""
+    other = volumes.create_volume(pool, "other", GIB).uuid
+    carry_out, threads, order = pool.engine._apply, list[threading.Thread](), list[str]()
+
+    def apply(change: Change) -> object:
+        order.append("slice" if change.waits else "other")
+        for number in range(2 if change.waits and order.count("slice") <= 4 else 0):
+            request = CutRequest(uuid4(), (other,), Purpose.TARGET)
+            threads.append(threading.Thread(target=pool.cut, args=(request,)))
+            threads[-1].start()
+            while threads[-1].is_alive() and len(pool.engine._changes) <= number:
+                pass  # it is on its way into the queue
+        return carry_out(change)
+
+    monkeypatch.setattr(pool.engine, "_apply", apply)
+    volumes.delete_volume(pool, "disk")
+    pool._deletions.finish()
+    for thread in threads:
+        thread.join()
+    print(f"{len(threads)} cuts beside {order.count('slice')} slices: {' '.join(order)}")
+    assert order[:13] == ["other", *4 * ["slice", "other", "other"]] and set(order[13:]) == {"slice"}
