@@ -24,7 +24,6 @@ from replicator.pdata.bitmap import (
     OVERFLOW,
     Counts,
     IndexEntries,
-    narrow,
     pack_bitmaps,
     pack_index,
     unpack_bitmaps,
@@ -137,7 +136,7 @@ class SpaceMap:
 
     def _encode_some(self, sections: Words, blocks: Words) -> Words:
         where = sections.astype(np.int64)
-        counts = narrow(self.counts.values.reshape(-1, ENTRIES_PER_BITMAP)[where])
+        counts = self.counts.narrowed(where)
         nr_free = ENTRIES_PER_BITMAP - np.count_nonzero(counts, axis=1)
         self.index["block"][where] = blocks
         self.index["nr_free"][where] = nr_free

@@ -222,6 +222,16 @@ class Transaction:
         """Metadata blocks that a commit of mapping changes of this weight in one tree may need (P8; pdata/room)."""
         return self.shape().worst_case(weight)
 
+    def limit_counts(self, sections: int) -> None:
+        """Keep so many bitmaps' counts of each map in memory, beside what is changed or taken (P5)."""
+        for space in (self.data, self.metadata):
+            space.counts.limit = sections
+
+    def trim_counts(self) -> None:
+        """Give back what a change had to load beyond that."""
+        for space in (self.data, self.metadata):
+            space.counts.unload()
+
     def mark(self) -> Mark:
         """Before something that may fail halfway: `undo` brings back what is now, `forget_mark` lets it stand."""
         maps = self.data, self.metadata

@@ -54,11 +54,10 @@ from replicator.thin.gate import Gate
 from replicator.thin.metadata import PoolMetadata
 from replicator.thin.paging import Paging
 from replicator.thin.space import DataSpace
-from replicator.thin.table import DEFAULT_LIMIT, STAMP_BITS
+from replicator.thin.table import DEFAULT_LIMIT, STAMP_BITS, sections_beside
 
 _log = logging.getLogger(__name__)
 _CLOSED = "the pool is being closed"
-_KEEP_SECTIONS = 1024  # loaded bitmaps kept beyond a commit: 64 MiB of counts, a terabyte in 64 KiB blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +86,7 @@ class Engine:
         self.lock = threading.RLock()
         self.publish_lock = threading.Lock()
         self.gate = Gate()
+        metadata.transaction.limit_counts(sections_beside(self.settings.table_stretches))
         counts = metadata.transaction.data.counts
         self.space = DataSpace(counts, self.lock, data, self.block_bytes, self.settings.low_water_blocks)
         self.devices: dict[int, ThinDevice] = {}
@@ -133,11 +133,10 @@ class Engine:
         """A stretch of the page table that isn't loaded; waits for no tree work (thin/paging)."""
         return self.paging.load(device, index)
 
-    def publish(self, device: ThinDevice, virtual_block: int, data_block: int) -> bool:
+    def publish(self, device: ThinDevice, virtual_block: int, data_block: int, before: int | None = None) -> bool:
         """`virtual_block` stands in `data_block`, which is written whole, from now on (W3 of thin/device).
 
-        False, with nothing changed, when there is no room for the record (`admit` waits for it), or the block was
-        unmapped since it was claimed.
+        False, with nothing changed: no room for the record (`admit` waits for it), or a copy of `before` is void (W2).
         """
         with self.publish_lock:
             if device.is_void(virtual_block, before) or not self._takes(1):
@@ -165,19 +164,19 @@ class Engine:
         """Whether `count` blocks can be provisioned now without waiting for tree work or a commit."""
         return self.space.stock_count >= count and self._takes(count)
 
-    def admit(self, *, trims: bool = False) -> None:
-        waited = False
-        """Before a mapping change, inside the gate: waits for a commit when the dirty set is full (P8)."""
+    def admit(self, *, trims: bool = False) -> bool:
+        """Before a mapping change, inside the gate: waits outside for a commit when it's full (P8); whether it did."""
         self._check_alive()
+        waited = False
         while not self._takes(1, trims=trims):
             with self.publish_lock:
                 idle = not self._committing and not self.dirty.count and not self._takes(1, trims=trims)
             if idle:
-            waited = True
                 raise no_metadata_space(self.metadata.transaction.metadata.counts.free_count)
-        return waited
             self.wait_outside()
+            waited = True
             self._check_alive()
+        return waited
 
     def wait_outside(self) -> None:
         """A commit, awaited outside the gate by one who is inside it."""
@@ -272,7 +271,7 @@ class Engine:
                 self._to_disk(self.data.flush)
                 with self.lock:
                     self.metadata.transaction.data.counts.settle(self.gate.reclaim())
-                    self.metadata.transaction.data.counts.unload(_KEEP_SECTIONS)
+                    self.metadata.transaction.trim_counts()
         except Exception as error:  # noqa: BLE001 - whatever it was, every waiter has to hear of it
             self._fail(error)
             if change is not None and not change.done.done():
@@ -376,7 +375,7 @@ class Engine:
             freed = self.metadata.finish(partial(self._show, change.fills if change is not None else ()))
             self.gate.retire(np.concatenate([freed, *superseded]))
             self.metadata.transaction.data.counts.settle(self.gate.reclaim())
-            self.metadata.transaction.data.counts.unload(_KEEP_SECTIONS)
+            self.metadata.transaction.trim_counts()
             shape = self._shape()
         with self.publish_lock:
             self.admission.idle(shape)

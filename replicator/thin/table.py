@@ -31,7 +31,14 @@ STAMP_BITS = 24
 STAMP_MASK = (1 << STAMP_BITS) - 1
 SHARED = 1
 FIRST_EPOCH = 2
-DEFAULT_LIMIT = 2048  # stretches: 64 MiB of entries, 512 GiB of volume in 64 KiB blocks
+DEFAULT_LIMIT = 4096  # stretches: 128 MiB of entries, 1 TiB of volume in 64 KiB blocks
+_LEAST_SECTIONS = 16
+
+
+def sections_beside(stretches: int) -> int:
+    """How many bitmaps' counts to keep where page tables keep so many stretches: of as many blocks, and a quarter more
+    that only snapshots have. A section is of four stretches' blocks, and takes 48 KiB."""
+    return max(_LEAST_SECTIONS, stretches * 5 // 16)
 
 
 class MappingTable:
