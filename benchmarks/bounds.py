@@ -7,9 +7,9 @@ memory      1 TiB, wholly mapped, is opened, written at random, cut, written and
 mappings    what 327,680 mappings take when all are looked up (5 % of 100 GiB in 16 KiB chunks); and what a cache of
             2 MiB takes for as many, and for a hundred times as many
 depth       page-table loads of a snapshot of a snapshot of … a thousand deep, beside those of a device that was written
-            to alike and has no snapshot
+            to alike and has no snapshot: by CPU, the ratio in each round, its quartiles
 deletion    16 snapshots of scattered writes, deleted: what comes back, how fast writes are before, with and after them,
-            how long the deletion runs, and what writes and cuts wait beside it
+            how long the deletion runs, and what writes and cuts wait beside it, in this process and over NBD
 """
 
 from __future__ import annotations
@@ -29,16 +29,17 @@ from pathlib import Path
 from uuid import uuid4
 
 import numpy as np
+import numpy.typing as npt
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks._ground import ROOT, SLIM, VOLUME, mapped_pool
+from benchmarks._ground import ROOT, SLIM, VOLUME, load, mapped_pool, percentiles_ms, read_load, replicator
 from replicator.blockdev.file import FileDevice
 from replicator.blockdev.memory import MemoryDevice
 from replicator.pool import volumes
 from replicator.pool.catalogue_schema import Purpose
 from replicator.pool.interface import CutRequest
-from replicator.pool.opening import OwnedPool, own_pool
+from replicator.pool.opening import OwnedPool, open_pool, own_pool
 from replicator.thin.change import Change
 from replicator.thin.closing import close_device
 from replicator.thin.device import ThinDevice
@@ -57,7 +58,11 @@ DEPTH = 1000
 SNAPSHOTS = 16
 SCATTERED = 2000  # writes between two snapshots
 _DEPTH_BLOCKS = 4 * STRETCH_BLOCKS
+_DEPTH_ROUNDS = 120
 _FLAT = 5000  # the dev_id of the device without snapshots
+SERVED_RATE = 500.0
+_SERVED_S = 8.0  # of writes over NBD, without and with the deletion
+_ALONE_S = 8.0  # of cuts, for a 99th percentile of some sixty
 _DELETED_BYTES = 16 * GIB
 _ROOM_BYTES = 256 * GIB  # of metadata, above all
 _PAGE = b"\x5a" * PAGE_BYTES
@@ -145,8 +150,9 @@ def child_mappings(path: Path, stretches: int, touched: int) -> None:
         device.entry(0)
         count = device.size_bytes // CHUNK_BYTES
         whole = -(-count // STRETCH_BLOCKS)
+        spots = chosen(min(touched, whole), whole)  # chance brings libraries of its own with it: before, not between
         before = own_memory("VmRSS")
-        for index in chosen(min(touched, whole), whole):
+        for index in spots:
             assert device.entry(min(index * STRETCH_BLOCKS + 7, count - 1))
         pool.flush()
         after = own_memory("VmRSS")
@@ -184,14 +190,16 @@ def measure_depth(folder: Path) -> None:
                     assert engine.publish(device, block, engine.space.take_one())
                 close_device(engine, device)
         rates: dict[int, list[float]] = {1: [], _FLAT: [], DEPTH: []}
-        for _ in range(60):
-            for dev_id, taken in rates.items():
-                taken.append(_loads_per_second(engine, dev_id))
+        for number in range(_DEPTH_ROUNDS):
+            for dev_id in (*rates,)[:: 1 if number % 2 else -1]:  # each beside the others, and none always behind one
+                rates[dev_id].append(_loads_per_second(engine, dev_id))
         engine.close()
-    first, flat, last = (statistics.median(taken) for taken in rates.values())
+    first, flat, last = (np.array(taken) for taken in rates.values())
+    low, middle, high = np.percentile(last / flat, [25, 50, 75])
     print(
-        f"depth: page-table loads a second: {first:,.0f} of the first, {flat:,.0f} of a device written alike without"
-        f" snapshots, {last:,.0f} at depth {DEPTH}: {last / flat:.3f} of it",
+        f"depth: page-table loads a second of CPU: {np.median(first):,.0f} of the first, {np.median(flat):,.0f} of a"
+        f" device written alike without snapshots, {np.median(last):,.0f} at depth {DEPTH}: {middle:.3f} of it"
+        f" [{low:.3f} to {high:.3f}], {np.median(last / first):.3f} of the first ({_DEPTH_ROUNDS} rounds)",
         flush=True,
     )
 
@@ -202,13 +210,13 @@ def _snapshot(above: int, below: int, metadata: PoolMetadata) -> None:
 
 def _loads_per_second(engine: Engine, dev_id: int) -> float:
     device = engine.open_device(dev_id, _DEPTH_BLOCKS * CHUNK_BYTES)
-    began, count = time.perf_counter(), 0
+    began, count = time.thread_time(), 0
     for _ in range(5):
         device.table.clear()
         for block in range(0, _DEPTH_BLOCKS, STRETCH_BLOCKS):
             assert device.entry(block)
             count += 1
-    return count / (time.perf_counter() - began)
+    return count / (time.thread_time() - began)
 
 
 # -- deletion --------------------------------------------------------------------------------------------------------
@@ -287,16 +295,44 @@ def measure_deletion(path: Path) -> None:
         write_some(pool, device, spots)
         measured("after")
         back = held - (free - pool.status().data_free_blocks)
+        for number in range(SNAPSHOTS):
+            volumes.create_snapshot(pool, VOLUME, f"again-{number}")
+            _scatter(pool, device, chosen(SCATTERED, count, seed=number))
     print(f"deletion: {SNAPSHOTS} snapshots held {held:,} blocks; {back:,} came back")
     print("deletion: a write of 4 KiB took, median: " + ", ".join(f"{k} {v:.0f} us" for k, v in speeds.items()))
     print(f"deletion: it ran {took:.2f} s; each call returned in {told(calls)}")
     for name, found in (("alone", idle), ("meanwhile", beside)):
         print(f"deletion: {name:<9} writes waited {told(found.writes)}; cuts {told(found.cuts)}", flush=True)
+    ratios = np.percentile(beside.cuts, [50, 99]) / np.percentile(idle.cuts, [50, 99])
+    print(f"deletion: cuts meanwhile / alone: p50 {ratios[0]:.2f}, p99 {ratios[1]:.2f}", flush=True)
+    _served_deletion(path)
+
+
+def _served_deletion(path: Path) -> None:
+    """The same beside an exporter: what its clients' writes wait, without and with the deletion."""
+    socket, size = path / "nbd", _DELETED_BYTES
+    argv = replicator("serve", path, VOLUME, "--listen", f"unix:{socket}")
+    with subprocess.Popen(argv, env={**os.environ, **_DAEMON, "PYTHONPATH": str(ROOT)}) as exporter:
+        while not socket.exists() and exporter.poll() is None:
+            time.sleep(0.05)
+        waits: list[npt.NDArray[np.int64]] = []
+        for deletes in (False, True):
+            out = path.with_name(f"writes-{deletes}.npy")
+            with load(socket, size, _SERVED_S, SERVED_RATE, 16, out), open_pool(path) as pool:
+                for number in range(SNAPSHOTS if deletes else 0):
+                    volumes.delete_snapshot(pool, f"again-{number}")
+            found = read_load(out)
+            waits.append(found[:, 1] - found[:, 0])
+        exporter.terminate()
+    alone, beside = (np.percentile(each, 99) for each in waits)
+    for name, each in zip(("alone", "meanwhile"), waits, strict=True):
+        print(f"deletion: {name:<9} writes over NBD, {SERVED_RATE:.0f}/s, ms, p50 p99 max: {percentiles_ms(each)}")
+    print(f"deletion: writes over NBD meanwhile / alone: p99 {beside / alone:.2f}", flush=True)
 
 
 def _idle(pool: OwnedPool, device: ThinDevice, spots: list[int]) -> Beside:
     with Beside(pool, device, spots) as alone:
-        time.sleep(2)
+        time.sleep(_ALONE_S)
     return alone
 
 
