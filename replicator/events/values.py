@@ -66,7 +66,8 @@ def require_text(value: str, where: str, limit_bytes: int = TEXT_BYTES_MAX) -> N
     except UnicodeEncodeError:
         raise FormatError(where, "text that UTF-8 can hold", repr(value)[:200]) from None
     require(length <= limit_bytes, where, f"at most {limit_bytes} bytes", length)
-    require(all(ord(c) >= 32 and ord(c) != 127 for c in value), where, "text without control characters", value)
+    is_clean = value.isprintable() or all(ord(c) >= 32 and ord(c) != 127 for c in value)
+    require(is_clean, where, "text without control characters", value)
 
 
 def require_name(value: str, where: str) -> None:

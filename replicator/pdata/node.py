@@ -38,6 +38,7 @@ from replicator.units import METADATA_BLOCK_BYTES
 INTERNAL = 1
 LEAF = 2
 _HEADER_WORDS = 4
+_CHILD = np.dtype("<u8")
 _MASK32 = np.uint64(0xFFFFFFFF)
 _SHIFT32 = np.uint64(32)
 
@@ -150,6 +151,8 @@ def decode(words: Words, blocks: Words, kind: TreeKind, where: str) -> Nodes:
 
     FormatError for mixed depths, wrong sizes, too many entries, keys not ascending.
     """
+    if len(words) == 1 and (one := _decode_one(words, blocks, kind)) is not None:
+        return one
     leaf = is_leaf_level(words, blocks, where)
     count = _check_headers(words, blocks, leaf, kind, where)
     limit = kind.leaf_max if leaf else INTERNAL_MAX
@@ -158,8 +161,25 @@ def decode(words: Words, blocks: Words, kind: TreeKind, where: str) -> Nodes:
     wrong = np.flatnonzero(((keys[:, 1:] <= keys[:, :-1]) & in_use).any(axis=1))
     if wrong.size:
         raise _fail(where, int(blocks[int(wrong[0])]), "ascending keys", "keys out of order")
-    values = _values(words, limit, kind.dtype if leaf else np.dtype("<u8"))
+    values = _values(words, limit, kind.dtype if leaf else _CHILD)
     return Nodes(blocks, leaf, count, keys, values, words)
+
+
+def _decode_one(words: Words, blocks: Words, kind: TreeKind) -> Nodes | None:
+    """The one node of `words`, without what arrays of one cost; None if anything is wrong: `decode` says what."""
+    head = words[0, :_HEADER_WORDS].tolist()
+    flags, count = head[0] >> 32, head[2] & 0xFFFFFFFF
+    leaf = flags == LEAF
+    dtype, limit = (kind.dtype, kind.leaf_max) if leaf else (_CHILD, INTERNAL_MAX)
+    if not (leaf or (flags == INTERNAL and count)) or count > limit:
+        return None
+    if head[2] >> 32 != limit or head[3] & 0xFFFFFFFF != dtype.itemsize:
+        return None
+    keys = words[:, _HEADER_WORDS : _HEADER_WORDS + limit]
+    valid = keys[0, :count]
+    if not (valid[1:] > valid[:-1]).all():
+        return None
+    return Nodes(blocks, leaf, np.array([count], dtype=np.int64), keys, _values(words, limit, dtype), words)
 
 
 def _values(words: Words, limit: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:

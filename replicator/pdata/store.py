@@ -15,7 +15,7 @@ import numpy as np
 
 from replicator.blockdev.interface import BlockDevice
 from replicator.errors import FormatError
-from replicator.pdata.block import WORDS_PER_BLOCK, BlockKind, Words, verify_many
+from replicator.pdata.block import WORDS_PER_BLOCK, BlockKind, Words, verify, verify_many
 from replicator.pdata.node import Nodes, TreeKind, decode
 from replicator.units import METADATA_BLOCK_BYTES
 
@@ -44,6 +44,8 @@ class MetadataStore:
         if highest >= self.nr_blocks or (kind is not BlockKind.SUPERBLOCK and not blocks.all()):
             bad = highest if highest >= self.nr_blocks else 0
             raise FormatError(self.device.name, f"metadata block numbers in 1..{self.nr_blocks - 1}", str(bad))
+        if blocks.size == 1:
+            return self._read_one(highest, kind)
         order = np.argsort(blocks, kind="stable")
         ordered = blocks[order]
         rows = np.empty((len(blocks), WORDS_PER_BLOCK), dtype=np.uint64)
@@ -53,6 +55,18 @@ class MetadataStore:
         result = np.empty_like(rows)
         result[order] = rows
         return result
+
+    def _read_one(self, block: int, kind: BlockKind) -> Words:
+        """As `read_blocks`: most descents read one node of a level, and sorting one costs more than reading it."""
+        rows = np.empty((1, WORDS_PER_BLOCK), dtype=np.uint64)
+        found = self.pending.get(block)
+        if found is not None:
+            rows[0] = found
+            return rows
+        self.device.pread_into(rows.data.cast("B"), block * METADATA_BLOCK_BYTES)
+        verify(rows.tobytes(), kind, block, self.device.name)
+        self.blocks_read += 1
+        return rows
 
     def _fill(self, rows: Words, ordered: Words, kind: BlockKind) -> None:
         if not self.pending:

@@ -72,8 +72,16 @@ def search_slots(nodes: Nodes, owner: npt.NDArray[np.int64], keys: Words) -> npt
 
 def lookup_one(store: MetadataStore, root: int, key: int, kind: TreeKind) -> Any | None:
     """The value of `key`, or None."""
-    found, values = lookup(store, root, np.array([key], dtype=np.uint64), kind)
-    return values[0] if found[0] else None
+    block = np.array([root], dtype=np.uint64)
+    for _ in range(MAX_DEPTH):
+        nodes = store.read_nodes(block, kind)
+        slot = int(nodes.keys[0, : int(nodes.count[0])].searchsorted(np.uint64(key), side="right")) - 1
+        if slot < 0:
+            return None
+        if nodes.leaf:
+            return nodes.values[0, slot] if nodes.keys[0, slot] == key else None
+        block = nodes.values[0, slot : slot + 1]
+    raise _too_deep(store, kind, root)
 
 
 def leaf_count(store: MetadataStore, root: int, kind: TreeKind) -> int:
