@@ -42,7 +42,8 @@ from replicator.thin.mapping import data_blocks
 from replicator.thin.metadata import PoolMetadata
 from replicator.thin.opening import open_engine
 from replicator.thin.view import PoolView
-from replicator.units import SECTOR_BYTES
+from replicator.units import METADATA_BLOCK_BYTES
+from tests.support.two_hosts_disk import Content, Disk
 
 _DIRTY_RECORDS = 64
 _POINTS_KEPT = 10_000
@@ -50,43 +51,6 @@ _POINTS_KEPT = 10_000
 
 class DeadError(BaseException):
     """The process is dead: nothing catches it."""
-
-
-class Disk(MemoryDevice):
-    """A disk that knows what a power cut would take, and asks `reached` before each write and flush."""
-
-    def __init__(self, content: Buffer, name: str, reached: Callable[[], None]) -> None:
-        super().__init__(content=content, name=name)
-        self._reached = reached
-        self._pending: list[tuple[int, bytes, bytes]] = []  # since the last flush: where, what stood there, what came
-
-    def pwrite(self, data: Buffer, offset_bytes: int) -> None:
-        self._reached()
-        before = self.pread(len(memoryview(data).cast("B")), offset_bytes)
-        super().pwrite(data, offset_bytes)
-        self._pending.append((offset_bytes, before, bytes(data)))
-
-    def flush(self) -> None:
-        self._reached()
-        self._pending = []
-
-    def rot(self, offset_bytes: int) -> None:
-        """One bit turns over on the platter."""
-        super().pwrite(bytes([self.pread(1, offset_bytes)[0] ^ 0x10]), offset_bytes)
-
-    def after_power_cut(self, chance: random.Random) -> bytes:
-        """The disk when the machine died now."""
-        image = bytearray(self.content())
-        for offset, before, _ in reversed(self._pending):
-            image[offset : offset + len(before)] = before
-        for offset, _, data in self._pending:
-            fate = chance.random()
-            kept = 0 if fate < 0.4 else len(data)
-            if fate > 0.7:
-                sectors = chance.randrange(len(data) // SECTOR_BYTES + 1)
-                kept = min(len(data), max(0, sectors * SECTOR_BYTES - offset % SECTOR_BYTES))
-            image[offset : offset + kept] = data[:kept]
-        return bytes(image)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +109,8 @@ class MemoryCatalogue(Catalogue):
 class Image:
     """A pool as it lies on its disks."""
 
-    metadata: bytes
-    data: bytes
+    metadata: Content
+    data: Content
     dirty: bytes
     history: tuple[Rows, ...]
 
@@ -188,6 +152,7 @@ class HostPool:
         self.fate = Fate()
         self.metadata = Disk(image.metadata, "metadata", self._reached)
         self.data = Disk(image.data, "data", self._reached)
+        self._known_at, self._known = (0, 0), dict[tuple[int, int], bytes]()
         self._dirty = self._folder / f"{self._name}-{self._generation}"
         self._dirty.write_bytes(image.dirty)
         engine, self.replayed = open_engine(self.metadata, self.data, self._dirty, dirty_capacity=_DIRTY_RECORDS)
@@ -263,7 +228,15 @@ class HostPool:
         return bytes(self.device(volume).pread(self.real.view().volume(volume).size_bytes, 0))
 
     def committed(self, dev_id: int, size_bytes: int) -> bytes:
-        """What a thin device reads by what is committed."""
+        """What a thin device reads by what is committed; read again once anything was written to a disk."""
+        changes = self.metadata.changes, self.data.changes
+        if self._known_at != changes:
+            self._known_at, self._known = changes, {}
+        if (dev_id, size_bytes) not in self._known:
+            self._known[dev_id, size_bytes] = self._read_committed(dev_id, size_bytes)
+        return self._known[dev_id, size_bytes]
+
+    def _read_committed(self, dev_id: int, size_bytes: int) -> bytes:
         view = PoolView.live(self.metadata)
         blocks = -(-size_bytes // self.block_bytes)
         content = bytearray(blocks * self.block_bytes)
@@ -330,7 +303,10 @@ class Mortal:
 @functools.cache
 def made(shape: Shape) -> Image:
     """A new pool of this shape; the bytes are shared by all that open it."""
-    metadata, data = MemoryDevice(shape.metadata_bytes), MemoryDevice(shape.data_blocks * shape.block_bytes)
+    metadata, data = (
+        MemoryDevice(shape.metadata_bytes),
+        Content(shape.data_blocks * shape.block_bytes, shape.block_bytes),
+    )
     formatted = PoolMetadata.format(metadata, shape.block_bytes, shape.data_blocks, shape.uuid.bytes)
     for dev_id in range(1, len(shape.volumes) + 1):
         formatted.create_thin(dev_id)
@@ -340,7 +316,8 @@ def made(shape: Shape) -> Image:
         Put(Volume(uuid, name, i + 1, size, 1)) for i, (uuid, name, size) in enumerate(shape.volumes)
     ]
     view = CatalogueView(-1, {}).after([Put(identity), *changes], 0)
-    return Image(metadata.content(), data.content(), _no_dirty(shape.uuid.bytes), (Rows(view, {}),))
+    formed = Content.of(metadata.content(), METADATA_BLOCK_BYTES)
+    return Image(formed, data, _no_dirty(shape.uuid.bytes), (Rows(view, {}),))
 
 
 @functools.cache

@@ -1,0 +1,59 @@
+"""The simulated disk against one array of bytes (K1 and K2 of tests.support.two_hosts_disk)."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from replicator.errors import DeviceError
+from tests.support.two_hosts_disk import Content, Disk
+
+
+def _disk(content: Content) -> Disk:
+    return Disk(content, "disk", lambda: None)
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_it_reads_as_one_array_of_bytes(seed: int) -> None:
+    rng = random.Random(seed)
+    grain = rng.choice((4, 16, 64))
+    size = grain * rng.randrange(1, 9)
+    model = bytearray(rng.randbytes(size) if seed % 2 else size)
+    disk = _disk(Content.of(bytes(model), grain))
+    for _ in range(60):
+        offset = rng.randrange(size)
+        length = rng.randrange(size - offset + 1)
+        if rng.random() < 0.5:
+            data = rng.randbytes(length)
+            disk.pwrite(data, offset)
+            model[offset : offset + length] = data
+        assert disk.pread(length, offset) == bytes(model[offset : offset + length])
+    assert disk.content().get(size, 0) == bytes(model)
+
+
+def test_an_image_stays_as_it_was() -> None:
+    disk = _disk(Content.of(bytes(range(64)), 16))
+    image = disk.content()
+    disk.pwrite(b"x" * 20, 10)
+    assert image.get(64, 0) == bytes(range(64))
+
+
+def test_a_power_cut_keeps_what_was_flushed_and_tears_the_rest_at_a_sector() -> None:
+    found = set()
+    for seed in range(60):
+        disk = _disk(Content(4096, 4096))
+        disk.pwrite(b"a" * 1024, 0)
+        disk.flush()
+        disk.pwrite(b"b" * 1024, 0)
+        found.add(disk.after_power_cut(random.Random(seed)).get(4096, 0))
+    endings = {b"a" * 1024, b"b" * 1024, b"b" * 512 + b"a" * 512}
+    assert found == {each.ljust(4096, b"\0") for each in endings}
+
+
+def test_nothing_is_read_or_written_beyond_its_end() -> None:
+    disk = _disk(Content(64, 16))
+    with pytest.raises(DeviceError):
+        disk.pwrite(b"x" * 8, 60)
+    with pytest.raises(DeviceError):
+        disk.pread(8, 60)
