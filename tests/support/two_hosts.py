@@ -44,7 +44,9 @@ class TwoHosts:
         self.folder, self.report = folder, Report(1)
         self.truth, self.clock = Truth(), Clock()
         self.truth.counts = self.report.counts
-        self.log: LogModel = log_model(plan.kind, self.truth, self.chance)
+        self.log: LogModel = log_model(
+            plan.kind, self.truth, self.chance, leaks="zombies-let-through" in plan.disasters
+        )
         self.licensed: dict[str, set[str]] = {"agent": set(), "follower": set()}
         self._uuids = iter(range(1 << 64, 1 << 65))
         self.setting = Setting(self.truth, self.clock, self.chance, self._new_uuid, self.log.connect)
@@ -93,7 +95,8 @@ class TwoHosts:
     def _meanwhile(self, name: str) -> None:
         """Between two calls of a source's agent the other source's may have a whole round."""
         others = [each for each in self.sources if each.name != name and each.agents]
-        if others and not self._is_between and self.chance.random() < 0.1:
+        likelihood = 0.4 if "rivals" in self.plan.disasters else 0.1
+        if others and not self._is_between and self.chance.random() < likelihood:
             self._is_between = True
             self.agent_turn(others[0], self.chance.choice(others[0].agents))
             self._is_between = False
@@ -190,7 +193,7 @@ class TwoHosts:
 
     def _agent_faults(self, source: SourceHost, agent: Agent) -> set[str]:
         licensed: set[str] = set()
-        if "zombies" in self.plan.disasters and self.chance.random() < 0.4:
+        if {"zombies", "zombies-let-through"} & set(self.plan.disasters) and self.chance.random() < 0.4:
             agent.line.arm(LineFault.DEAD_LATE, self.chance.randrange(1, 4))
             self.report.faults["line dead-late"] += 1
         elif self.chance.random() < (0.8 if "line-breaks-often" in self.plan.disasters else self.plan.trouble):
@@ -254,7 +257,9 @@ class TwoHosts:
             is_blind = True
         if self.chance.random() < (0.8 if "replica-dies-often" in self.plan.disasters else self.plan.trouble / 2):
             self._arm_pool(replica.pool, 24)
-        if self.chance.random() < (0.8 if "readers-misled" in self.plan.disasters else self.plan.trouble):
+        if self.chance.random() < (
+            0.8 if {"readers-misled", "segments-unseen"} & set(self.plan.disasters) else self.plan.trouble
+        ):
             fault, names, blinds = self.log.disturb(following.log, volume)
             self.report.faults[fault] += 1
             licensed |= names

@@ -3,7 +3,7 @@
 disaster            what happens                                        agents may meet        followers may meet
 log-loses-end       acknowledged events are gone                        LostEnd, Voided        a gap, another history
 log-damaged         flipped, torn or missing, until the end             SegmentError           SegmentError, LogGapError
-stale-copy          a copy of the source's pool starts an agent         PoolOlder, Fenced      -
+stale-copy, rivals  a copy of the source's pool starts an agent         PoolOlder, Fenced      -
 source-rolled-back  the source's pool becomes an older copy             PoolOlderError         -
 replica-rolled-back a replica's pool becomes an older copy              -                      TrimmedError
 zombie              a second agent on one pool; the first goes on       FencedError            -
@@ -44,6 +44,20 @@ DISASTERS = (
     "replica-full",
     "replica-rots",
 )
+"""What a seed chooses from."""
+
+SHARPER = ("rivals", "zombies-let-through", "segments-unseen")
+"""Where a seed would seldom meet what is to be shown: two publishers whose calls alternate from early on, a
+broker that fences nobody, and readers that see segments late or out of their order in most turns."""
+
+KINDS = {
+    "readers-misled": "broker",
+    "zombies-let-through": "broker",
+    "segments-unseen": "objects",
+    "rivals": "objects",
+    "log-damaged": "objects",
+}
+"""The kind of log that a disaster means; a broker checks its own disks."""
 
 
 class Disasters:
@@ -56,6 +70,8 @@ class Disasters:
         self._strikes = {name: self._chance.randrange(at, steps) for name, at in self._begins.items()}
         if "stale-copy" in self._begins and self._chance.random() < 0.6:
             self._strikes["stale-copy"] = self._begins["stale-copy"]  # a copy of what is there now: as good as it
+        if "rivals" in self._begins:
+            self._begins["rivals"] = self._strikes["rivals"] = 1  # there is a past to share by then, mostly
         self._images: dict[str, tuple[str, Image]] = {}
         if "source-full" in self._begins:
             world.licensed["agent"] |= {"NoSpaceError"}
@@ -65,19 +81,19 @@ class Disasters:
     def at_step(self, step: int) -> None:
         """What begins or strikes now."""
         for name, at in self._begins.items():
-            if at == step and name in ("stale-copy", "source-rolled-back"):
+            if at == step and name in ("stale-copy", "rivals", "source-rolled-back"):
                 self._images[name] = "alpha", self._world.sources[0].pool.image()
             elif at == step and name == "replica-rolled-back":
                 self._images[name] = "replica-0", self._world.replicas[0].pool.image()
-        for name, at in self._strikes.items():
-            if at == step:
-                self._strike(name)
+        for name in [name for name, at in self._strikes.items() if at == step]:
+            self._strike(name)
 
     def _strike(self, name: str) -> None:
         act = {
             "log-loses-end": self._lose_end,
             "log-damaged": self._damage,
-            "stale-copy": self._copy,
+            "stale-copy": lambda: self._copy("stale-copy"),
+            "rivals": lambda: self._copy("rivals"),
             "zombie": self._double,
             "source-rolled-back": self._roll_source_back,
             "replica-rolled-back": self._roll_replica_back,
@@ -106,11 +122,11 @@ class Disasters:
             self._explain("agent", *found[1])
             self._explain("follower", *found[1])
 
-    def _copy(self) -> None:
+    def _copy(self, name: str) -> None:
         """Two hosts with one past."""
         world = self._world
         first = world.sources[0]
-        pool = HostPool(self._images["stale-copy"][1], world.folder, "copy", world.clock.now_ns, world.chance)
+        pool = HostPool(self._images[name][1], world.folder, "copy", world.clock.now_ns, world.chance)
         copy = SourceHost("copy", pool, first.volumes, first.group, world.setting)
         world.sources.append(copy)
         copy.start_agents()
@@ -136,6 +152,7 @@ class Disasters:
         volume: UUID = self._chance.choice(self._world.plan.volumes)
         held = replica.held[volume]
         if held is None:
+            self._strikes["replica-rots"] += 1  # there is nothing yet that could rot
             return
         row = replica.pool.real.view().volume(volume)
         byte = self._chance.randrange(row.size_bytes)

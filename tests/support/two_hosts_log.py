@@ -118,10 +118,10 @@ class ObjectModel:
 class BrokerModel:
     """The broker."""
 
-    def __init__(self, truth: Truth, chance: random.Random) -> None:
+    def __init__(self, truth: Truth, chance: random.Random, *, leaks: bool) -> None:
         self._truth, self._chance = truth, chance
         self.broker = Broker(self._stands)
-        self.broker.leaks = chance.random() < 0.7
+        self.broker.leaks = chance.random() < 0.7 or leaks
 
     def connect(self, line: Line) -> Log:
         """A client."""
@@ -132,7 +132,7 @@ class BrokerModel:
             self._truth.stands(decode_event(record))
 
     def disturb(self, log: Log, volume: UUID) -> Disturbance:
-        """A fetch goes wrong."""
+        """Fetches go wrong: a turn's first one looks at facts, a later one is applied."""
         assert isinstance(log, BrokerLog)
         fault = self._chance.choice(list(FetchFault))
         log.fetch_fault = fault
@@ -167,6 +167,6 @@ class BrokerModel:
         """Nothing is broken for good."""
 
 
-def log_model(kind: str, truth: Truth, chance: random.Random) -> LogModel:
-    """The log of that kind."""
-    return ObjectModel(truth, chance) if kind == "objects" else BrokerModel(truth, chance)
+def log_model(kind: str, truth: Truth, chance: random.Random, *, leaks: bool) -> LogModel:
+    """The log of that kind; `leaks`: a broker that is sure to let zombies through."""
+    return ObjectModel(truth, chance) if kind == "objects" else BrokerModel(truth, chance, leaks=leaks)

@@ -9,10 +9,13 @@ from uuid import UUID
 
 from receiver.apply import ApplySettings
 from replicator.units import CHUNK_BYTES, GIB, KIB, MIB, SECTOR_BYTES
-from tests.support.two_hosts_disasters import DISASTERS
+from tests.support.two_hosts_disasters import DISASTERS, KINDS
 from tests.support.two_hosts_pool import Shape
 
 VOLUMES = (UUID("6f1c0000-0000-4000-8000-00000000cafe"), UUID("6f1c0000-0000-4000-8000-00000000beef"))
+
+_LONGER = 4
+"""Steps more where a disaster is named: what it is about needs something that it can befall, and time to show."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,7 @@ class Plan:
         count = 2 if rng.random() < 0.25 else 1
         sizes = tuple(rng.randrange(1, 5) * CHUNK_BYTES + rng.choice((0, 0, SECTOR_BYTES, 5120)) for _ in range(count))
         chosen = tuple(rng.sample(DISASTERS, rng.choice((0, 1, 1, 2))))
+        is_named = disasters is not None
         disasters = chosen if disasters is None else disasters
         volumes = VOLUMES[:count]
         chunks = sum(-(-size // CHUNK_BYTES) for size in sizes)
@@ -52,9 +56,11 @@ class Plan:
             Shape(UUID(int=2 + i), size, chunks + 1 if tight else 6 * chunks + 16, MIB)
             for i, size in enumerate(rng.choices((CHUNK_BYTES, CHUNK_BYTES, 2 * CHUNK_BYTES), k=rng.choice((1, 1, 2))))
         )
+        kind = rng.choice(("objects", "objects", "broker"))
+        kinds = [KINDS[each] for each in disasters if each in KINDS]
         return cls(
             seed,
-            "broker" if "readers-misled" in disasters else rng.choice(("objects", "objects", "broker")),
+            kinds[0] if kinds else kind,
             volumes,
             sizes,
             "group" if count == 2 and rng.random() < 0.6 else "",
@@ -63,7 +69,7 @@ class Plan:
             ApplySettings(rng.choice((GIB, GIB, 64 * KIB, 128 * KIB))),
             rng.choice((4 * MIB, 1)),
             rng.choice((64 * MIB, 1)),
-            rng.randrange(3, 7),
+            rng.randrange(3, 7) + (_LONGER if is_named else 0),
             rng.choice((0.0, 0.2, 0.4)),
             disasters,
         )
