@@ -49,6 +49,7 @@ class CountsMark:
     numbers: dict[str, int]
     lengths: dict[str, int]
     dirty: npt.NDArray[np.bool_]
+    large: dict[int, int]
 
 
 _ARRAYS = ("values", "flags", "_map", "_flag_map", "loaded", "_used", "section_free")
@@ -259,6 +260,7 @@ class CountArray(Sections):
             {name: getattr(self, name) for name in _NUMBERS},
             {name: len(getattr(self, name)) for name in _LISTS},
             self.dirty.copy(),
+            dict(self.large),
         )
 
     def forget_mark(self) -> None:
@@ -274,6 +276,7 @@ class CountArray(Sections):
             self.dirty[: len(mark.dirty)] = mark.dirty
             self.dirty = self.dirty[: len(mark.dirty)]
             self.unloads += 1
+            self.large = {**mark.large, **self.large}  # a section that was loaded then may be forgotten by now
             if journal:
                 self._ready(np.concatenate([index for index, _, _ in journal]))
             for index, counts, flags in reversed(journal):

@@ -178,9 +178,8 @@ class Sections:
 
     def _read(self, index: Index) -> Counts:
         found = self.values[index].astype(np.uint32)
-        if self.large:
-            for at in np.flatnonzero(found == LARGE).tolist():
-                found[at] = self.large[int(index[at])]
+        for at in np.flatnonzero(found == LARGE).tolist():
+            found[at] = self.large[int(index[at])]
         return found
 
     def _write(self, index: Index, counts: Counts) -> None:

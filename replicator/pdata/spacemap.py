@@ -119,11 +119,11 @@ class SpaceMap:
     def grow(self, nr_blocks: int) -> None:
         """Cover `nr_blocks`; the new bitmaps are written by the next commit."""
         old = self.counts.nr_blocks
+        sections = max(len(self.index), -(-nr_blocks // ENTRIES_PER_BITMAP))  # first: who loads counts looks here
+        self.index = np.concatenate((self.index, np.zeros(sections - len(self.index), dtype=INDEX_ENTRY_DTYPE)))
         self.counts.grow(nr_blocks)
         if old % ENTRIES_PER_BITMAP and nr_blocks > old:
             self.counts.dirty[old // ENTRIES_PER_BITMAP] = True  # its free tail is real now, and must be counted (P2)
-        extra = np.zeros(self.counts.sections - len(self.index), dtype=INDEX_ENTRY_DTYPE)
-        self.index = np.concatenate((self.index, extra))
         self.counts.dirty |= self.index["block"] == 0
 
     def _encode(self, sections: Words, blocks: Words) -> Words:

@@ -11,6 +11,7 @@ from replicator.errors import DamageError, NoSpaceError
 from replicator.pdata.bitmap import ENTRIES_PER_BITMAP, Counts
 from replicator.pdata.block import Words
 from replicator.pdata.counts import CountArray
+from replicator.pdata.sections import LARGE
 
 
 def words(*numbers: int) -> Words:
@@ -158,3 +159,18 @@ def test_a_map_that_lies_about_free_blocks_is_damage() -> None:
     with pytest.raises(DamageError, match="should be free"):
         counts.take(3)
     assert counts.held_count == 0
+
+
+def test_a_large_count_is_found_again_where_growth_was_undone() -> None:
+    """Its section was forgotten meanwhile, and the arrays of before are taken back as loaded."""
+    disk = np.zeros(3 * ENTRIES_PER_BITMAP, dtype=np.uint32)
+    disk[5] = LARGE + 3
+    rows = disk.reshape(3, ENTRIES_PER_BITMAP)
+    counts = made(2 * ENTRIES_PER_BITMAP, load=lambda sections: rows[sections.astype(np.int64)], used=1)
+    assert counts.get(words(5)).tolist() == [LARGE + 3]
+    mark = counts.mark()
+    counts.grow(3 * ENTRIES_PER_BITMAP)
+    counts.get(words(5))
+    counts.unload(0)
+    counts.undo(mark)
+    assert counts.get(words(5)).tolist() == [LARGE + 3]
