@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import ssl
 import threading
+from collections import Counter
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -121,13 +122,12 @@ class Origins:
 class Front:
     """One NBD server of `pool` with what it offers; `sync` after each change of the catalogue."""
 
-    def __init__(self, pool: LocalPool, asked: ListenAsked, origins: Origins) -> None:
-        self.pool, self.asked = pool, asked
+    def __init__(self, pool: LocalPool, asked: ListenAsked, origins: Origins, away: Counter[int]) -> None:
+        self.pool, self.asked, self._away = pool, asked, away
         self._origins = origins
         self._exports = Exports()
         self._offered: dict[str, Offered] = {}
         self._leases: dict[str, LocalLease] = {}
-        self._let_go: set[int] = set()
         self._lock = threading.Lock()
         self._server = NbdServer(pool.engine.gate, self._exports, ServerSettings(security=security_of(asked.tls)))
         try:
@@ -154,7 +154,7 @@ class Front:
                     raise
                 there = {name: offered for name in self.asked.names if (offered := _try(view, name, self.asked))}
                 now = there
-            now = {name: offered for name, offered in now.items() if offered.dev_id not in self._let_go}
+            now = {n: each for n, each in now.items() if n in self._offered or not self._away[each.dev_id]}
             for name in self._offered.keys() - now.keys():
                 self._withdraw(name)
             for name, offered in now.items():
@@ -170,20 +170,14 @@ class Front:
         return any(each.dev_id in dev_ids for each in list(self._offered.values()))
 
     def let_go(self, dev_id: int) -> list[str]:
-        """Offer the device no more until `take_back` (F5); or, with nothing changed for them, the clients that stay."""
+        """Offer the device no more while it is away (F5); or, with nothing changed for them, the clients that stay."""
         with self._lock:
             for name in [name for name, each in self._offered.items() if each.dev_id == dev_id]:
                 export = self._exports.lookup(name)
                 if clients := self._exports.remove_unused(name, GOING_S):
                     return clients
                 self._withdraw(name, export)
-            self._let_go.add(dev_id)
         return []
-
-    def take_back(self, dev_ids: Collection[int]) -> None:
-        """From the next `sync` on, these devices are offered where the catalogue has them."""
-        with self._lock:
-            self._let_go.difference_update(dev_ids)
 
     def _withdraw(self, name: str, export: Export | None = None) -> None:
         export = export or self._exports.lookup(name)

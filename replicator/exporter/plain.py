@@ -9,7 +9,8 @@ tree work or for a commit: what would is told so, and goes to a worker.
 Invariants
   P1  `read` either fills all of its target, or says that somebody else has to (the target is then undefined).
   P2  After a vain `overwrite` the same write may be carried out again: both stand in one stay in the gate.
-  P3  `write` carries a write out only where device.pwrite does so without leaving the gate.
+  P3  `write` carries a write out only where device.pwrite seems to do so without leaving the gate: others may take the
+      room meanwhile, and it waits then, which is right and slow.
   P4  A block that is to be copied is read once: what showed that it is cached is what goes to its copy.
 """
 

@@ -19,6 +19,7 @@ import logging
 import os
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -56,6 +57,7 @@ class Exporter:
         self._pool = pool
         self._origins = Origins()
         self._fronts: list[Front] = []
+        self._away: Counter[int] = Counter()  # devices that somebody takes away just now, and how many do (E3)
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._changed = threading.Event()
@@ -93,7 +95,7 @@ class Exporter:
                 if str(parse_address(front.asked.address)) == wanted:
                     _require_same(front.asked, asked)
                     return front.facts()
-            front = Front(self._pool, asked, self._origins)
+            front = Front(self._pool, asked, self._origins, self._away)
             try:
                 front.listen()
             except BaseException:
@@ -118,7 +120,9 @@ class Exporter:
     def let_go(self, dev_ids: Collection[int]) -> Iterator[None]:
         """Offer no volume that is one of these devices while the block lasts, and then what is there (E3)."""
         names = {each.dev_id: each.name for each in self._pool.view().volumes if each.dev_id in dev_ids}
-        fronts = [front for front in list(self._fronts) if front.offers(dev_ids)]
+        with self._lock:
+            self._away.update(names.keys())
+            fronts = [front for front in self._fronts if front.offers(dev_ids)]
         try:
             for front in fronts:
                 self._sync(front)  # a snapshot that was deleted is offered no more
@@ -127,9 +131,11 @@ class Exporter:
                         raise in_use(name, clients)
             yield
         finally:
+            with self._lock:
+                self._away.subtract(names.keys())
             for front in fronts:
-                front.take_back(names)
                 self._sync(front)
+            self._changed.set()  # the keeper tries again what could not be offered, and hears of others' fronts
 
     def stop(self) -> None:
         """End soon."""

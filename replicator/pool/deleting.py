@@ -18,7 +18,8 @@ Invariants
   B2  Blocks that a slice frees are used again after its commit only, as all others (P6).
   B3  A slice that is refused (no room) or fails isn't tried again before the next switch, or opening.
   B4  Between two slices one is always under way, so that `finish` ends behind the last one, which the view shows.
-  B5  Whatever else waits for a commit goes before the next slice (thin/change), and waits for one of them at most.
+  B5  What waits for a commit of its own goes before the next slice, up to OVERTAKEN of them in a row (thin/change), and
+      waits for one slice at most. Where nobody else is left (`finish` as the pool is being closed), slices are large.
 """
 
 from __future__ import annotations
@@ -53,6 +54,11 @@ def being_deleted(view: CatalogueView) -> dict[int, int]:
     return {int(each.name.removeprefix(_MARK)): int(each.value) for each in marks}
 
 
+def is_going(dev_id: int, metadata: PoolMetadata, view: CatalogueView) -> bool:
+    """Whether a device isn't there, or is deleted by the commit under way: `view` is the one to come (B1)."""
+    return metadata.find(dev_id) is None or dev_id in being_deleted(view)
+
+
 def hide(dev_id: int, mapped_blocks: int) -> Put:
     """The row that marks a device."""
     return Put(Setting(f"{_MARK}{dev_id}", str(mapped_blocks)))
@@ -81,6 +87,7 @@ class Deletions:
         self._submit, self._view = submit, view
         self._changed = threading.Condition()
         self._under_way = False
+        self._alone = False
 
     def go_on(self) -> None:
         """Hand in the next slice, if there is one to do and none under way."""
@@ -95,7 +102,7 @@ class Deletions:
         if dev_id is None:
             self._changed.notify_all()
             return
-        change = Change(apply=partial(_slice, dev_id), deletes=True, weight=UNMAP_WEIGHT, waits=True)
+        change = Change(apply=partial(_slice, dev_id, alone=self._alone), deletes=True, weight=UNMAP_WEIGHT, waits=True)
         change.done.add_done_callback(self._done)
         try:
             self._submit(change)
@@ -116,15 +123,17 @@ class Deletions:
             self._under_way = False
             self._changed.notify_all()
 
-    def finish(self) -> None:
-        """Wait until no slice is under way: all is deleted, or can't be now (B3)."""
+    def finish(self, *, alone: bool = False) -> None:
+        """Wait until no slice is under way: all is deleted, or can't be now (B3); `alone`: nobody else waits (B5)."""
         with self._changed:
+            self._alone |= alone
             while self._under_way:
                 self._changed.wait()
 
 
-def _slice(dev_id: int, metadata: PoolMetadata) -> Outcome:
+def _slice(dev_id: int, metadata: PoolMetadata, *, alone: bool = False) -> Outcome:
+    cost = SLICE_COST if alone else min(SLICE_COST, BEHIND_COST)
     there = metadata.find(dev_id) is not None  # another engine may have deleted it since
-    if there and not metadata.shrink_dying(dev_id, min(SLICE_COST, BEHIND_COST)):
+    if there and not metadata.shrink_dying(dev_id, cost):
         return Outcome(staged=False)
     return Outcome([End(Setting, (f"{_MARK}{dev_id}",))], deleted=(dev_id,))

@@ -22,7 +22,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,7 +43,7 @@ from replicator.pool.applying import (
 )
 from replicator.pool.catalogue import Catalogue
 from replicator.pool.catalogue_schema import DEV_ID_LIMIT, LoggedPoint, Volume
-from replicator.pool.deleting import Deletions, being_deleted
+from replicator.pool.deleting import Deletions, being_deleted, is_going
 from replicator.pool.interface import CutMade, CutRequest, DeviceFacts, PoolStatus, Switch
 from replicator.pool.outcome import Outcome
 from replicator.pool.view import CatalogueView
@@ -181,16 +181,13 @@ class LocalPool:
     def _lease_durable(self, dev_ids: Sequence[int]) -> LocalLease | None:
         with self.engine.lock, self._leases_lock:
             there = self.facts(dev_ids) if dev_ids else {}
-            running = {dev_id: self.engine.metadata.find(dev_id) for dev_id in dev_ids}
-            missing = sorted(dev_id for dev_id in dev_ids if dev_id not in there or running[dev_id] is None)
-            if missing:
-                raise NotFoundError(f"the pool has no thin device {missing[0]} (any more)")
+            self._refuse_going(dev_ids, there)
+            running = {dev_id: self.engine.metadata.device(dev_id) for dev_id in dev_ids}
             live = self._open_for_writing(dev_ids)
             if live:
-                raise ConflictError(
-                    f"thin device {live[0]} is being written, so that it can't be held as it is", mend="cut it first"
-                )
-            if any(device is not None and device.root != there[dev_id].root for dev_id, device in running.items()):
+                reason = f"thin device {live[0]} is being written, so that it can't be held as it is"
+                raise ConflictError(reason, mend="cut it first")
+            if any(device.root != there[dev_id].root for dev_id, device in running.items()):
                 return None
             self._leases.update(there.keys())
 
@@ -208,18 +205,24 @@ class LocalPool:
     def refuse_leased(self, dev_id: int, what: str) -> None:
         """ConflictError while somebody reads the device under a lease (L2)."""
         if self.is_leased(dev_id):
-            raise ConflictError(
-                f"thin device {dev_id} is being read, so it can't be {what} now", mend="wait until its readers are done"
-            )
+            reason = f"thin device {dev_id} is being read, so it can't be {what} now"
+            raise ConflictError(reason, mend="wait until its readers are done")
 
     def open_live(self, dev_id: int, size_bytes: int, origin: BlockDevice | None) -> ThinDevice:
         """The device as a disk that may be written; ConflictError while it is leased (L2)."""
         with self.engine.lock, self._leases_lock:
+            self._refuse_going([dev_id], [dev_id])
             if self._leases[dev_id] > 0:
                 mend = "wait until its readers are done, or end the listener that offers it for reading"
                 raise ConflictError(f"thin device {dev_id} is being read, so it can't be written now", mend=mend)
             size_bytes = min(size_bytes, self._limits.get(dev_id, size_bytes))
             return self.engine.open_device(dev_id, size_bytes, origin=origin, read_only=False)
+
+    def _refuse_going(self, dev_ids: Sequence[int], there: Collection[int]) -> None:
+        """NotFoundError for one that isn't there, or goes with the commit under way; under the engine's lock."""
+        for dev_id in sorted(dev_ids):
+            if dev_id not in there or is_going(dev_id, self.engine.metadata, self._next_view):
+                raise NotFoundError(f"the pool has no thin device {dev_id} (any more)")
 
     # -- changing ----------------------------------------------------------------------------------------------
 
@@ -354,7 +357,7 @@ class LocalPool:
 
     def close(self) -> None:
         """Finish what is being deleted, commit, and end the engine."""
-        self._deletions.finish()
+        self._deletions.finish(alone=True)
         self.engine.close()
 
     def next_dev_id(self) -> int:

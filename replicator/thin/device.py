@@ -244,7 +244,7 @@ class ThinDevice:
         None: nothing was copied.
         """
         claim = self._claims.get(block)
-        if self.closed or (claim is not None and claim.void):
+        if self.closed or self.engine.failed or (claim is not None and claim.void):
             return True
         if before is None:
             return False

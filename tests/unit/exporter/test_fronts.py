@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def _asked(*names: str, read_only: bool = False) -> ListenAsked:
 
 
 def test_a_new_snapshot_disconnects_no_reader_of_another(pool: OwnedPool) -> None:
-    front, reader = Front(pool, _asked("old"), Origins()), _Reader()
+    front, reader = Front(pool, _asked("old"), Origins(), Counter()), _Reader()
     front._exports.enter("old", reader)
     volumes.create_snapshot(pool, "disk", "new")
     front.sync(pool.view())
@@ -53,18 +54,18 @@ def test_a_new_snapshot_disconnects_no_reader_of_another(pool: OwnedPool) -> Non
 
 
 def test_an_origin_that_is_away_keeps_only_its_own_volume_from_being_offered(pool: OwnedPool) -> None:
-    front = Front(pool, _asked(), Origins())
+    front = Front(pool, _asked(), Origins(), Counter())
     away = Origin(OriginKind.NBD, "nbd+unix:///x?socket=/nonexistent", MIB)
     volumes.create_volume(pool, "away", MIB, away)
     volumes.create_volume(pool, "zebra", MIB)
     failures: list[ReplicatorError] = front.sync(pool.view())
     assert len(failures) == 1 and {"disk", "zebra"} == set(front._offered)
     front.close()
-    started = Front(pool, _asked(), Origins())
+    started = Front(pool, _asked(), Origins(), Counter())
     assert len(started.failures) == 1 and {"disk", "zebra"} == set(started._offered), "an exporter starts without it"
     started.close()
     with pytest.raises(ReplicatorError):
-        Front(pool, _asked("away"), Origins())
+        Front(pool, _asked("away"), Origins(), Counter())
 
 
 def test_an_origin_that_is_back_is_offered(pool: OwnedPool, tmp_path: Path) -> None:
@@ -72,13 +73,13 @@ def test_an_origin_that_is_back_is_offered(pool: OwnedPool, tmp_path: Path) -> N
     image.write_bytes(b"x" * MIB)
     volumes.create_volume(pool, "over", MIB, identify_origin(str(image)))
     image.rename(tmp_path / "elsewhere")
-    front = Front(pool, _asked(), Origins())
+    front = Front(pool, _asked(), Origins(), Counter())
     assert set(front._offered) == {"disk"}
     (tmp_path / "elsewhere").rename(image)
     assert not front.sync(pool.view()) and set(front._offered) == {"disk", "over"}
     front.close()
     image.write_bytes(b"y" * MIB)
-    front = Front(pool, _asked(), Origins())
+    front = Front(pool, _asked(), Origins(), Counter())
     assert isinstance(front.failures[0], ConflictError), "an image that was written since never shines through"
     front.close()
 
@@ -98,10 +99,10 @@ def test_a_listener_is_adopted_as_it_is_or_not_at_all(tmp_path: Path) -> None:
 def test_a_front_that_cant_be_leaves_nothing_behind(pool: OwnedPool) -> None:
     threads = threading.active_count()
     with pytest.raises(NotFoundError):
-        Front(pool, _asked("old", "nothing"), Origins())
-    kept = Front(pool, _asked("disk"), Origins())
+        Front(pool, _asked("old", "nothing"), Origins(), Counter())
+    kept = Front(pool, _asked("disk"), Origins(), Counter())
     with pytest.raises(ConflictError):
-        Front(pool, _asked("old", "disk", read_only=True), Origins())
+        Front(pool, _asked("old", "disk", read_only=True), Origins(), Counter())
     kept.close()
     assert threading.active_count() == threads
     volumes.delete_snapshot(pool, "old")
@@ -109,16 +110,16 @@ def test_a_front_that_cant_be_leaves_nothing_behind(pool: OwnedPool) -> None:
 
 
 def test_a_volume_that_a_front_offers_for_reading_isnt_written_through_another(pool: OwnedPool) -> None:
-    front = Front(pool, _asked("disk", read_only=True), Origins())
+    front = Front(pool, _asked("disk", read_only=True), Origins(), Counter())
     with pytest.raises(ConflictError, match="is being read"):
-        Front(pool, _asked("disk"), Origins())
+        Front(pool, _asked("disk"), Origins(), Counter())
     front.close()
-    Front(pool, _asked("disk"), Origins()).close()
+    Front(pool, _asked("disk"), Origins(), Counter()).close()
 
 
 def test_a_volume_that_no_front_offers_any_more_can_be_deleted(pool: OwnedPool) -> None:
     """F4: behind the last of its fronts; what clients wrote is durable then."""
-    fronts = [Front(pool, _asked("disk"), Origins()) for _ in range(2)]
+    fronts = [Front(pool, _asked("disk"), Origins(), Counter()) for _ in range(2)]
     exports = [front._exports.lookup("disk") for front in fronts]
     assert exports[0] is not None and exports[1] is not None and exports[0].device is exports[1].device
     device = exports[0].device
@@ -131,7 +132,7 @@ def test_a_volume_that_no_front_offers_any_more_can_be_deleted(pool: OwnedPool) 
     assert not pool.engine.dirty.count and not pool.engine.devices
     with pool.lease([pool.view().volume("disk").dev_id]) as lease:
         assert [each.mapped_blocks for each in lease.devices.values()] == [1]
-    again = Front(pool, _asked("disk"), Origins())
+    again = Front(pool, _asked("disk"), Origins(), Counter())
     export = again._exports.lookup("disk")
     assert export is not None and export.device.pread(9, 0) == bytes(7) + b"x\0"
     again.close()
@@ -141,6 +142,6 @@ def test_a_volume_that_no_front_offers_any_more_can_be_deleted(pool: OwnedPool) 
 
 
 def test_a_front_that_is_closed_keeps_no_page_table(pool: OwnedPool) -> None:
-    Front(pool, _asked("old"), Origins()).close()
-    Front(pool, _asked("disk", read_only=True), Origins()).close()
+    Front(pool, _asked("old"), Origins(), Counter()).close()
+    Front(pool, _asked("disk", read_only=True), Origins(), Counter()).close()
     assert not pool.engine.devices

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from replicator.errors import ConflictError
+from replicator.exporter import process
 from replicator.exporter.address import connect_unix
 from replicator.exporter.process import Exporter, ExporterSettings
 from replicator.pool import volumes
@@ -62,6 +65,14 @@ def _read(path: Path, name: str, count: int) -> bytes:
     with _client(path, name) as client:
         client.send(0, 0, count)
         return client.reply(count)[2]
+
+
+def _await_disk(exporter: Exporter, listeners: int) -> None:
+    """Until `disk` is offered at so many listeners: the keeper looks by itself."""
+    deadline = time.monotonic() + 30
+    while sum(each.name == "disk" for each in exporter.exports()) != listeners:
+        assert time.monotonic() < deadline, exporter.exports()
+        threading.Event().wait(0.01)
 
 
 @pytest.fixture
@@ -122,3 +133,27 @@ def test_a_snapshot_that_is_served_to_nobody_gives_its_space_back_at_once(
     command("volume", "delete", tmp_path / "pool", "old", "--yes")
     with RemotePool(tmp_path / "pool") as remote:
         assert not remote.view().snapshots and len(remote.facts()) == 2
+
+
+def test_what_could_not_be_offered_again_at_once_is_tried_until_it_can(
+    exporter: Exporter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it is let go of, somebody may begin to read it: the switch is refused, and nobody can write it then."""
+    monkeypatch.setattr(process, "RETRY_S", 0.05)
+    pool = exporter._pool
+    disk = pool.view().volume("disk")
+    with pytest.raises(ConflictError, match="being read"), exporter.let_go([disk.dev_id]):
+        lease = pool.take_lease([disk.dev_id])
+        pool.switch(Switch(delete=(disk.dev_id,)))
+    assert "disk" not in {each.name for each in exporter.exports()}
+    lease.release()
+    _await_disk(exporter, listeners=2)
+
+
+def test_of_two_who_take_it_away_the_first_to_fail_gives_nothing_back(exporter: Exporter, tmp_path: Path) -> None:
+    dev_id = exporter._pool.view().volume("disk").dev_id
+    with exporter.let_go([dev_id]):
+        with exporter.let_go([dev_id]):
+            pass
+        assert "disk" not in {each.name for each in exporter.exports()}
+    _await_disk(exporter, listeners=2)
