@@ -13,7 +13,6 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -83,16 +82,13 @@ def decode_beacon(data: Buffer, where: str = "beacon") -> Beacon:
     return value
 
 
-def beacon_beyond(data: Buffer | None, timeline: int, sequence: int, epoch: Callable[[], int]) -> str:
-    """What a log's beacon shows of an event at or beyond `sequence`; empty where it shows nothing.
+def beacon_beyond(data: Buffer | None, timeline: int, sequence: int) -> Beacon | None:
+    """A log's beacon, if it tells of an event at or beyond `sequence`; one that can't be read must stop no reader.
 
-    `epoch` is asked for that of the log's tail: an older publisher's beacon shows nothing. Neither does one that can't
-    be read: it must not stop a reader.
+    It shows something only if its epoch isn't older than that of the log's tail.
     """
     try:
         beacon = decode_beacon(data) if data else None
     except FormatError:
-        return ""
-    if beacon is None or beacon.timeline != timeline or beacon.sequence < sequence or beacon.epoch < epoch():
-        return ""
-    return f"a beacon at event {beacon.sequence}"
+        return None
+    return beacon if beacon and beacon.timeline == timeline and beacon.sequence >= sequence else None

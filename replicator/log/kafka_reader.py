@@ -115,7 +115,8 @@ class KafkaReader:
     def _evidence_beyond(self, sequence: int) -> str:
         stream = self._stream
         data = stream.place.catalogue.get(beacon_key(stream.volume))
-        return beacon_beyond(data, stream.timeline, sequence, lambda: stream.tail().epoch)
+        beacon = beacon_beyond(data, stream.timeline, sequence)
+        return f"a beacon at event {beacon.sequence}" if beacon and beacon.epoch >= stream.tail().epoch else ""
 
 
 class _Place:

@@ -72,7 +72,7 @@ class KafkaWriter(RollingWriter):
 
     def _drop(self) -> None:
         """W2."""
-        self._waiting, self._waiting_bytes, self._opened = [], 0, None
+        self._waiting, self._waiting_bytes = [], 0
         publisher, self._publisher = self._publisher, None
         if publisher is not None:
             publisher.abandon()

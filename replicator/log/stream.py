@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from replicator.errors import FormatError
+from replicator.errors import FormatError, UnavailableError
 from replicator.events.beacon import beacon_beyond
 from replicator.events.record import RECORD_BYTES_MAX
 from replicator.events.state import StreamState, decode_state
@@ -172,7 +172,8 @@ class SegmentStream:
         if last is not None and last > sequence:
             return f"segment {self.name_of(last)}"
         data = self.store.get(names.beacon_name(self.volume), RECORD_BYTES_MAX)
-        return beacon_beyond(data, self.timeline, sequence, lambda: self.tail().epoch)
+        beacon = beacon_beyond(data, self.timeline, sequence)
+        return f"a beacon at event {beacon.sequence}" if beacon and beacon.epoch >= self.tail().epoch else ""
 
     def tail(self) -> StreamState:
         """The state at the stream's end, from the last footer alone."""
@@ -199,9 +200,14 @@ class SegmentStream:
         if size is None or size <= PIECE_BYTES:
             segment = self.load(first)
             return segment.footer if segment is not None else None
-        return check_segment(
-            lambda offset, length: self.store.get_range(name, offset, length) or b"", self.key_of(first), size
-        )
+
+        def read(offset: int, length: int) -> bytes:
+            data = self.store.get_range(name, offset, length)
+            if data is None:
+                raise UnavailableError(f"{name} went away from {self.store.name} while it was read")
+            return data
+
+        return check_segment(read, self.key_of(first), size)
 
     def locate(self, sequence: int) -> int:
         """The first number of the segment that holds `sequence`; `sequence` itself if it is the next to come.
