@@ -62,11 +62,6 @@ class LoggedHistory:
         """The timelines that have events; the first, where there are none."""
         return Lineage(self.timelines or (Timeline(1),))
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing of the volume was ever published there."""
-        return not self.timelines and self.damage is None
-
 
 def read_history(log: Log, volume: UUID) -> LoggedHistory:
     """All that `log` has of `volume`."""

@@ -4,8 +4,8 @@ Beneath source, over logged (the log), catalogued (the pool) and history/divided
 
     the pool has                                    the log has            history
     nothing of it, or only what the log has too     its transactions       one
-    a transaction, by (timeline, number, digest),   others, or another     two: divided; nothing is merged
-    as a snapshot, remembered, or as its position   nothing of the volume  the pool's: as if the log were away
+    a transaction, by (timeline, number, digest),   another one, or none   two: divided; nothing is merged
+    as a snapshot, remembered, or as its position
 
 Invariants
   S1  A point is listed only if it can be had: materialised, or all that lies between it and a base still stands.
@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, tzinfo
 from uuid import UUID
 
-from replicator.errors import DamageError, NotFoundError, ReplicatorError
+from replicator.errors import DamageError, ReplicatorError
 from replicator.history.divided import Divided, History
 from replicator.history.lineage import Lineage, Revision, Stretch, Timeline, absent
 from replicator.history.plan import Inventory, Plan, SnapshotBase, plan
@@ -151,8 +151,6 @@ def _history(asked: Asked, volume: UUID, known: _Known) -> tuple[LoggedHistory |
         return None, asked.problem
     try:
         history = read_standing(asked.log, volume, known.anchors())
-        if history.is_empty and known.is_denied(history):
-            return None, NotFoundError(f"the log {asked.log.name} has nothing of {known.volume.name}")
         if not history.denied and known.has_unseen(history):
             history = read_standing(asked.log, volume)
         return history, None

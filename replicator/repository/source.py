@@ -19,6 +19,7 @@ Failures: NotFoundError (no such source, volume or point), ConflictError, and th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, tzinfo
@@ -76,16 +77,16 @@ class RememberedLog:
 class Source:
     """A pool, a log, or both; a context manager that closes them.
 
-    `log` is that of all volumes, but of replicas where `followed` says another one.
+    `log` is that of all volumes; where it is None, `remembered` names those of the pool, opened when asked for.
     """
 
     name: str
     pool: ReadPool | None = None
     log: Log | None = None
-    log_problem: ReplicatorError | None = None
-    followed: RememberedLog | None = None
+    remembered: Mapping[Role, str] = field(default_factory=dict)
     places: tuple[Path, ...] = ()
     _offers: dict[UUID, Offer] = field(default_factory=dict)
+    _opened_logs: dict[str, RememberedLog] = field(default_factory=dict)
 
     def __enter__(self) -> Source:
         return self
@@ -95,15 +96,18 @@ class Source:
 
     def close(self) -> None:
         """Close pool and logs."""
-        for each in (self.pool, self.log, self.followed.log if self.followed else None):
+        for each in (self.pool, self.log, *(opened.log for opened in self._opened_logs.values())):
             if each is not None:
                 each.close()
 
     def log_of(self, volume: UUID) -> RememberedLog:
         """The log that a volume goes to, or comes from."""
-        if self.pool is None or self.followed is None or role_of(self.pool.view(), volume) is Role.PUBLISHED:
-            return RememberedLog(self.log, self.log_problem)
-        return self.followed
+        if self.log is not None or self.pool is None or not self.remembered:
+            return RememberedLog(self.log)
+        url = self.remembered.get(role_of(self.pool.view(), volume)) or next(iter(self.remembered.values()))
+        if url not in self._opened_logs:
+            self._opened_logs[url] = _remembered(url)
+        return self._opened_logs[url]
 
     def volumes(self) -> list[NamedVolume]:
         """Those of the pool, or of the log where there is no pool."""
@@ -293,17 +297,13 @@ def open_source(text: str, *, beside: Pool | None = None, alone: bool = False) -
         return Source(text, log=open_log(text), places=log_places(text))
     path = Path(text)
     pool = CataloguedPool(read_pool(path) if beside is None else read_beside(beside))
-    logs: dict[Role, RememberedLog] = {}
     try:
-        for role, url in () if alone else remembered_logs(pool.view()).items():
-            logs[role] = _remembered(url)
+        urls = {} if alone else remembered_logs(pool.view())
+        places = (path, *(place for url in urls.values() for place in log_places(url)))
     except BaseException:
         pool.close()
         raise
-    first = next(iter(logs.values()), RememberedLog(None))
-    followed = logs.get(Role.APPLIED) if len(logs) > 1 else None
-    places = tuple(place for each in logs.values() if each.log is not None for place in log_places(each.log.name))
-    return Source(text, pool, first.log, first.problem, followed, (path, *places))
+    return Source(text, pool, remembered=urls, places=places)
 
 
 def _remembered(url: str) -> RememberedLog:

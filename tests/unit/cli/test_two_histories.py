@@ -149,16 +149,16 @@ def test_the_list_says_the_same(ground: Ground, command: Command) -> None:
     assert shown["history"] == "pool" and shown["complete_to"] is None and "two histories" in shown["two_histories"]
 
 
-def test_a_log_that_never_had_the_volume_is_no_second_history(ground: Ground, command: Command) -> None:
-    """A log that was emptied, or one that somebody named by mistake: the points are the pool's."""
+def test_a_log_that_has_nothing_of_the_volume_is_another_history(ground: Ground, command: Command) -> None:
+    """A log that was emptied, or a new one of the same name: its `latest` isn't the newest snapshot, said quietly."""
     directory_log(ground.folder / "other", create=True).close()
     with own_pool(ground.pool) as pool:
-        pool.switch(Switch(changes=(Put(Setting(LOG_SETTING, str(ground.folder / "other"))),)))
-    assert restored(ground, command, ground.pool, "latest") == ground.ours.contents[1, 4]
-    ran = command("points", "list", ground.pool, "--json")
-    assert [each["number"] for each in ran.document] == [1, 4]
-    told = command("points", "show", ground.pool, f"{NAME}@latest", "--json").document
-    assert told["two_histories"] is None and "has nothing of" in told["log_problem"]
+        remember_log(pool, Role.APPLIED, str(ground.folder / "other"))
+    command("points", "list", ground.pool, "--json", code=4)
+    for line in (("restore", ground.pool, f"{NAME}@latest", "--to", ground.folder / "out.img"),):
+        assert command(*line, "--json", code=4).error["kind"] == "two-histories"
+    alone = command("points", "list", ground.pool, "--from-pool", "--json").document
+    assert [each["number"] for each in alone] == [1, 4]
 
 
 def test_a_replica_comes_from_the_log_that_is_followed(ground: Ground, command: Command) -> None:

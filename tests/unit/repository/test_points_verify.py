@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,7 @@ from replicator.history.plan import PointUnreachableError
 from replicator.history.resolve import AmbiguousVolumeError, BeyondCompleteError, PointNotFoundError
 from replicator.log.errors import SegmentError
 from replicator.log.object_log import ObjectLog
-from replicator.pool.catalogue_schema import Branch, LoggedPoint, Purpose, Snapshot
+from replicator.pool.catalogue_schema import Branch, LoggedPoint, Purpose, Role, Snapshot
 from replicator.repository.logged import read_history
 from replicator.repository.point import ChunkMismatchError, PointDisk
 from replicator.repository.source import Source
@@ -125,9 +126,9 @@ def test_a_segment_cut_short_is_named(keep: int) -> None:
     assert caught.value.exit_code == 3
 
 
-def test_without_its_log_a_pool_has_its_snapshots() -> None:
+def test_without_its_log_a_pool_has_its_snapshots(tmp_path: Path) -> None:
     stand = Stand()
-    source = Source("pool", stand.pool, None, UnavailableError("the log is away"))
+    source = Source("pool", stand.pool, remembered={Role.APPLIED: str(tmp_path / "away")})
     offer = source.offer(source.volume(NAME))
     assert [each.number for each in offer.points] == [2] and offer.problem is not None
     with source.open_point(f"{NAME}@second", now_ns=NOW_NS).disk as disk:
