@@ -121,8 +121,9 @@ def _config(flags: dict[str, Any]) -> AgentConfig:
 def publish(pool: Path, log: str, names: tuple[str, ...], labels: tuple[str, ...], as_json: bool) -> int:
     """Make one cut, publish it, and end: the backup job for cron.
 
-    Where an agent runs, it is asked to. A label that a point of the volume has already is refused before anything is
-    cut (exit 4). A volume that is refused keeps no other from being published; the exit code is that of the worst.
+    Where an agent runs, it is asked to. A job under a label that was killed is finished by the same command. Whether an
+    older point has the label isn't looked for in the log: `points create` does. A volume that is refused keeps no other
+    from being published; the exit code is that of the worst.
 
     \b
     replicator agent publish /srv/pool --log /mnt/log
@@ -163,7 +164,8 @@ def status(pool: Path, as_json: bool) -> int:
 def snapshot(pool: Path, volumes: tuple[str, ...], labels: tuple[str, ...], as_json: bool) -> int:
     """Have the running agent make a cut, and wait until it is published.
 
-    A label that a point of the volume has already is refused before anything is cut (exit 4).
+    A label that a cut on its way has already is refused (exit 4). Whether an older point has it isn't looked for in the
+    log: `points create` does.
 
     \b
     replicator agent snapshot /srv/pool

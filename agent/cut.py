@@ -98,6 +98,14 @@ class GroupPublisher:
         failed: dict[UUID, ReplicatorError] = {}
         return self._round(labels, lambda: self._settle_each(failed), failed)
 
+    def finish_each(self, labels: tuple[str, ...], cut_ns: int) -> Round:
+        """Publish the cut of that instant, which was made before under these labels; one that is lost is made again."""
+        failed: dict[UUID, ReplicatorError] = {}
+        tails = self._settle_each(failed)
+        if any(member.lost_cut for member in self.members.values()):  # G4
+            return self._round(labels, lambda: self._settle_each(failed), failed)
+        return Round(cut_ns, True, tails, failed)
+
     def _round(
         self,
         labels: tuple[str, ...],

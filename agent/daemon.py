@@ -29,7 +29,7 @@ from agent.context import Context, open_files, open_origin
 from agent.cut import points_of
 from agent.gather import Gatherer
 from agent.holder import PoolHolder
-from agent.job import SOCKET_NAME, refuse_labels
+from agent.job import SOCKET_NAME
 from agent.plans import plans_of, point_of
 from agent.published import failed_of
 from agent.ratelimit import TokenBucket
@@ -47,6 +47,7 @@ from replicator.pool.daemons import DaemonSocket
 from replicator.pool.interface import Pool
 from replicator.pool.registrations import registered
 from replicator.pool.view import CatalogueView
+from replicator.repository.taken import refuse_waiting
 
 TURN_S = 1.0
 """Between two turns of the main thread: watchdog, dead workers, new volumes."""
@@ -256,8 +257,8 @@ class Agent:
         workers = self._chosen(arguments)
         pool = self._holder.get()
         there = {each.uuid for each in pool.view().volumes}
-        members = [str(uuid) for worker in workers for uuid in worker.plan.members if uuid in there]
-        refuse_labels(self.config.pool, members, labels, beside=pool)
+        members = [uuid for worker in workers for uuid in worker.plan.members if uuid in there]
+        refuse_waiting(self.config.pool, pool.view(), members, labels)
         tickets = [worker.request(labels) for worker in workers]
         self._wake()
         timeout_s = float(arguments.get("wait_s", SNAPSHOT_S))

@@ -207,9 +207,9 @@ def create_point(pool: Path, volume: str, label: str, wait: bool, timeout: float
     from replicator.repository.taken import refuse_taken
 
     check_label(label)
+    refuse_taken(pool, volume, label, local_zone())
     answer = _ask_agent(pool, volume, label)
     if answer is None:
-        refuse_taken(pool, [volume], [label], local_zone())
         if wait:
             mend = "start one: replicator agent run; or leave --wait out: the next agent publishes the cut"
             raise ConflictError("no agent runs on this pool: nobody would publish the cut", mend=mend)

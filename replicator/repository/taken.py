@@ -1,7 +1,10 @@
 """Whether a label is free: it names one point of a volume, and so is looked for before a cut is made under it.
 
-Asked by the agent that runs, and by `points create` and `agent publish` where none does. What the volume's log and the
-pool hold counts, and a cut that waits for its publisher; where the log is away, only what the pool remembers is known.
+    who asks                          looks at
+    points create                     what pool and log hold, and the cuts that wait for their publisher
+    agent snapshot, agent publish     the cuts that wait: the rest costs a look through the whole log
+
+Where the log is away only what the pool remembers is known.
 
 Failures: ConflictError (taken), NotFoundError (no such volume).
 """
@@ -9,52 +12,56 @@ Failures: ConflictError (taken), NotFoundError (no such volume).
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import tzinfo
 from pathlib import Path
+from uuid import UUID
 
 from replicator.errors import ConflictError
 from replicator.history.points import ByLabel, PointSpecification
 from replicator.history.resolve import NamedVolume, PointNotFoundError
-from replicator.pool.catalogue_schema import Purpose, Role
-from replicator.pool.interface import Pool
+from replicator.pool.catalogue_schema import Purpose, Snapshot
 from replicator.pool.opening import require_pool
+from replicator.pool.view import CatalogueView
 from replicator.repository.source import Source, open_source
 
 
-def refuse_taken(
-    pool: Path, volumes: Sequence[str], labels: Sequence[str], zone: tzinfo, *, beside: Pool | None = None
-) -> None:
-    """ConflictError if one of these volumes of the pool (none named: all it publishes) has a point of that label.
-
-    `beside`: that pool, open here.
-    """
+def refuse_taken(pool: Path, volume: str, label: str, zone: tzinfo) -> None:
+    """ConflictError if the volume has a point of that label, or a cut that will be one."""
     require_pool(pool)
-    with open_source(str(pool), beside=beside) as source:
-        for volume in [source.volume(each) for each in volumes] or _published(source):
-            for label in labels:
-                taken = _holder(source, volume, label, zone)
-                if taken is not None:
-                    mend = f"choose another label; replicator points list {pool} {volume.name} shows those there are"
-                    raise ConflictError(f"{label!r} is the label of {volume.name} {taken} already", mend=mend)
+    with open_source(str(pool)) as source:
+        assert source.pool is not None, "it was named by its directory"
+        found = source.volume(volume)
+        refuse_waiting(pool, source.pool.view(), [found.uuid], [label])
+        taken = _holder(source, found, label, zone)
+        if taken is not None:
+            mend = f"choose another label; replicator points list {pool} {found.name} shows those there are"
+            raise ConflictError(f"{label!r} is the label of {found.name} {taken} already", mend=mend)
 
 
-def _published(source: Source) -> list[NamedVolume]:
-    """The volumes that a cut of all takes: no replicas."""
-    assert source.pool is not None, "it was named by its directory"
-    view = source.pool.view()
-    return [each for each in source.volumes() if view.position(each.uuid, Role.APPLIED) is None]
+def refuse_waiting(pool: Path, view: CatalogueView, volumes: Iterable[UUID], labels: Sequence[str]) -> None:
+    """ConflictError if a cut of one of these volumes waits for its publisher under one of these labels."""
+    for volume in volumes:
+        for cut in waiting_under(view, volume, labels):
+            label = next(each for each in labels if each in cut.labels)
+            mend = f"choose another label, or have it published: replicator agent publish {pool} --log LOG"
+            raise ConflictError(
+                f"{label!r} is the label of a cut of {view.volume(str(volume)).name} that isn't published yet",
+                mend=mend,
+            )
+
+
+def waiting_under(view: CatalogueView, volume: UUID, labels: Sequence[str]) -> list[Snapshot]:
+    """The volume's cuts that wait for their publisher under one of these labels."""
+    return [each for each in view.snapshots_of(volume, Purpose.TARGET) if not set(labels).isdisjoint(each.labels)]
 
 
 def _holder(source: Source, volume: NamedVolume, label: str, zone: tzinfo) -> str | None:
-    """What has the label, for people."""
-    assert source.pool is not None, "it was named by its directory"
-    waiting = source.pool.view().snapshots_of(volume.uuid, Purpose.TARGET)
-    if any(label in each.labels for each in waiting):
-        return "cut that isn't published yet,"
+    """The point that has the label, for people."""
     wanted = PointSpecification(str(volume.uuid), ByLabel(label), label)
     try:
         _, point = source.find(wanted, now_ns=time.time_ns(), accept_gap=True)
     except PointNotFoundError:
-        return None
+        known = source.pool.points(volume.uuid) if source.pool is not None else []
+        return next((f"@{each.number}" for each in known if label in each.labels), None)
     return point.describe(zone)
