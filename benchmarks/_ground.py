@@ -31,6 +31,8 @@ ROOT = Path(__file__).resolve().parents[1]
 VOLUME = "vm1"
 SLIM = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 """numpy's idle threads would be counted as nobody's work."""
+DAEMON = {**SLIM, "MALLOC_ARENA_MAX": "2"}
+"""As the daemons are started."""
 
 
 def keep_bytecode(folder: Path) -> None:
@@ -104,10 +106,15 @@ def mapped_pool(path: Path, size_bytes: int, room_bytes: int = 64 * GIB) -> None
 
 
 @contextmanager
-def load(socket: Path, size_bytes: int, seconds: float, rate: float, depth: int, out: Path) -> Iterator[None]:
-    """Random 4 KiB writes in a process of its own, from now on; at the end of the block they are over, and in `out`."""
+def load(
+    socket: Path, size_bytes: int, seconds: float, rate: float, depth: int, out: Path, seed: int = 1
+) -> Iterator[None]:
+    """Random 4 KiB writes in a process of its own, from now on; at the end of the block they are over, and in `out`.
+
+    Where a second load is to meet what the first did, it takes another `seed`: other places.
+    """
     program = Path(__file__).with_name("_writer.py")
-    arguments = map(str, (socket, size_bytes, seconds, rate, depth, out))
+    arguments = map(str, (socket, size_bytes, seconds, rate, depth, out, seed))
     with subprocess.Popen([sys.executable, program, *arguments], env={**os.environ, **SLIM}) as writer:
         yield
         if writer.wait():

@@ -1,9 +1,10 @@
 """Random 4 KiB writes over NBD for other benchmarks, each with the instant it was due and the one it was answered.
 
-    python benchmarks/_writer.py SOCKET SIZE_BYTES SECONDS RATE DEPTH OUT.npy
+    python benchmarks/_writer.py SOCKET SIZE_BYTES SECONDS RATE DEPTH OUT.npy SEED
 
 With RATE writes a second, DEPTH of them are due together, so that they are in flight together; a write that had to wait
-for its turn has waited, too. RATE 0: DEPTH in flight all the time, as fast as they are answered.
+for its turn has waited, too. RATE 0: DEPTH in flight all the time, as fast as they are answered. SEED decides where
+they go: a second load with the same one writes to the same places, which are the volume's own by then.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ NOISE_BYTES = 2048  # of each page: the rest is zeros, so that zstd halves it
 class Load:
     """One connection, and what was answered on it."""
 
-    def __init__(self, pipeline: NbdPipeline, size_bytes: int) -> None:
+    def __init__(self, pipeline: NbdPipeline, size_bytes: int, seed: int) -> None:
         self._pipeline, self._pages = pipeline, size_bytes // PAGE_BYTES
-        self._random = random.Random(1)
+        self._random = random.Random(seed)
         self._contents = [bytearray(self._random.randbytes(NOISE_BYTES) + bytes(2048)) for _ in range(CONTENTS)]
         self._due_ns: dict[int, int] = {}
         self.answered = array("q")
@@ -79,10 +80,10 @@ class Load:
 
 def main() -> None:
     """Write, and leave the instants in a file."""
-    socket, size, seconds, rate, depth, out = sys.argv[1:]
+    socket, size, seconds, rate, depth, out, seed = sys.argv[1:]
     uri = NbdUri.parse(f"nbd+unix:///{VOLUME}?socket={socket}")
     with NbdPipeline(connect(uri), depth=int(depth)) as pipeline:
-        load = Load(pipeline, int(size))
+        load = Load(pipeline, int(size), int(seed))
         if float(rate):
             load.at_rate(float(seconds), float(rate), int(depth))
         else:

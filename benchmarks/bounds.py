@@ -9,7 +9,8 @@ mappings    what 327,680 mappings take when all are looked up (5 % of 100 GiB in
 depth       page-table loads of a snapshot of a snapshot of … a thousand deep, beside those of a device that was written
             to alike and has no snapshot: by CPU, the ratio in each round, its quartiles
 deletion    16 snapshots of scattered writes, deleted: what comes back, how fast writes are before, with and after them,
-            how long the deletion runs, and what writes and cuts wait beside it, in this process and over NBD
+            how long the deletion runs, and what writes and cuts wait beside it, in this process and over NBD (there
+            by turns without and with it; of the writes, those that were due while it ran)
 """
 
 from __future__ import annotations
@@ -29,17 +30,17 @@ from pathlib import Path
 from uuid import uuid4
 
 import numpy as np
-import numpy.typing as npt
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks._ground import ROOT, SLIM, VOLUME, load, mapped_pool, percentiles_ms, read_load, replicator
+from benchmarks._deletion import served_deletion
+from benchmarks._ground import DAEMON, ROOT, VOLUME, mapped_pool
 from replicator.blockdev.file import FileDevice
 from replicator.blockdev.memory import MemoryDevice
 from replicator.pool import volumes
 from replicator.pool.catalogue_schema import Purpose
 from replicator.pool.interface import CutRequest
-from replicator.pool.opening import OwnedPool, open_pool, own_pool
+from replicator.pool.opening import OwnedPool, own_pool
 from replicator.thin.change import Change
 from replicator.thin.closing import close_device
 from replicator.thin.device import ThinDevice
@@ -60,14 +61,10 @@ SCATTERED = 2000  # writes between two snapshots
 _DEPTH_BLOCKS = 4 * STRETCH_BLOCKS
 _DEPTH_ROUNDS = 120
 _FLAT = 5000  # the dev_id of the device without snapshots
-SERVED_RATE = 500.0
-_SERVED_S = 8.0  # of writes over NBD, without and with the deletion
 _ALONE_S = 8.0  # of cuts, for a 99th percentile of some sixty
 _DELETED_BYTES = 16 * GIB
 _ROOM_BYTES = 256 * GIB  # of metadata, above all
 _PAGE = b"\x5a" * PAGE_BYTES
-_DAEMON = {**SLIM, "MALLOC_ARENA_MAX": "2"}
-"""As the daemons are started."""
 
 
 def in_child(act: str, pool: Path, *limits: int) -> None:
@@ -78,7 +75,7 @@ def in_child(act: str, pool: Path, *limits: int) -> None:
             resource.setrlimit(resource.RLIMIT_AS, (each, each))
 
     argv = [sys.executable, str(Path(__file__)), "--child", act, "--pool", str(pool)]
-    subprocess.run(argv, env={**os.environ, **_DAEMON, "PYTHONPATH": str(ROOT)}, preexec_fn=limit, check=True)
+    subprocess.run(argv, env={**os.environ, **DAEMON, "PYTHONPATH": str(ROOT)}, preexec_fn=limit, check=True)
 
 
 def own_memory(name: str) -> int:
@@ -298,6 +295,7 @@ def measure_deletion(path: Path) -> None:
         for number in range(SNAPSHOTS):
             volumes.create_snapshot(pool, VOLUME, f"again-{number}")
             _scatter(pool, device, chosen(SCATTERED, count, seed=number))
+        volumes.create_snapshot(pool, VOLUME, "kept")  # so that whatever is written over NBD is shared, in every round
     print(f"deletion: {SNAPSHOTS} snapshots held {held:,} blocks; {back:,} came back")
     print("deletion: a write of 4 KiB took, median: " + ", ".join(f"{k} {v:.0f} us" for k, v in speeds.items()))
     print(f"deletion: it ran {took:.2f} s; each call returned in {told(calls)}")
@@ -305,29 +303,8 @@ def measure_deletion(path: Path) -> None:
         print(f"deletion: {name:<9} writes waited {told(found.writes)}; cuts {told(found.cuts)}", flush=True)
     ratios = np.percentile(beside.cuts, [50, 99]) / np.percentile(idle.cuts, [50, 99])
     print(f"deletion: cuts meanwhile / alone: p50 {ratios[0]:.2f}, p99 {ratios[1]:.2f}", flush=True)
-    _served_deletion(path)
-
-
-def _served_deletion(path: Path) -> None:
-    """The same beside an exporter: what its clients' writes wait, without and with the deletion."""
-    socket, size = path / "nbd", _DELETED_BYTES
-    argv = replicator("serve", path, VOLUME, "--listen", f"unix:{socket}")
-    with subprocess.Popen(argv, env={**os.environ, **_DAEMON, "PYTHONPATH": str(ROOT)}) as exporter:
-        while not socket.exists() and exporter.poll() is None:
-            time.sleep(0.05)
-        waits: list[npt.NDArray[np.int64]] = []
-        for deletes in (False, True):
-            out = path.with_name(f"writes-{deletes}.npy")
-            with load(socket, size, _SERVED_S, SERVED_RATE, 16, out), open_pool(path) as pool:
-                for number in range(SNAPSHOTS if deletes else 0):
-                    volumes.delete_snapshot(pool, f"again-{number}")
-            found = read_load(out)
-            waits.append(found[:, 1] - found[:, 0])
-        exporter.terminate()
-    alone, beside = (np.percentile(each, 99) for each in waits)
-    for name, each in zip(("alone", "meanwhile"), waits, strict=True):
-        print(f"deletion: {name:<9} writes over NBD, {SERVED_RATE:.0f}/s, ms, p50 p99 max: {percentiles_ms(each)}")
-    print(f"deletion: writes over NBD meanwhile / alone: p99 {beside / alone:.2f}", flush=True)
+    names = [f"again-{number}" for number in range(SNAPSHOTS)]
+    served_deletion(path, _DELETED_BYTES, names)
 
 
 def _idle(pool: OwnedPool, device: ThinDevice, spots: list[int]) -> Beside:
