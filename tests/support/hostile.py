@@ -7,7 +7,8 @@
     flood        asks for more than anybody needs: reads without taking answers, options without end, big lengths
     lie          wrong magics, lengths, flags, offsets beyond the end, names of 4,096 letters
 
-Sixteen processes, dealt out to the kinds that are named, until the time is over; then one line with what each kind did.
+Sixteen processes, dealt out to the kinds that are named, until the time is over or SIGTERM comes; then one line with
+what each kind did.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import contextlib
 import json
 import multiprocessing
 import random
+import signal
 import socket
 import struct
 import sys
@@ -35,6 +37,7 @@ CLIENTS = 16
 _PAUSE_S = 0.05
 _STALL_S = 0.5
 Deed = Callable[[socket.socket, random.Random], None]
+_ended = multiprocessing.get_context("fork").RawValue("b")  # shared by all clients: whether they are to end now
 
 
 def _option(number: int, data: bytes) -> bytes:
@@ -113,7 +116,7 @@ DEEDS: dict[str, Deed] = {"disconnect": _disconnect, "stall": _stall, "flood": _
 def _misbehave(path: Path, kind: str, end: float, seed: int) -> int:
     """One client, as often as the server hears it; how often that was."""
     chance, did = random.Random(seed), 0
-    while time.monotonic() < end:
+    while time.monotonic() < end and not _ended.value:
         with contextlib.suppress(OSError, EOFError, AssertionError, struct.error), connect_unix(path) as sock:
             sock.settimeout(max(0.1, min(10.0, end - time.monotonic())))
             did += 1
@@ -122,9 +125,14 @@ def _misbehave(path: Path, kind: str, end: float, seed: int) -> int:
     return did
 
 
+def _end(*_: object) -> None:
+    _ended.value = 1
+
+
 def main(path: str, seconds: str, *kinds: str) -> None:
     """Misbehave until the time is over."""
     end = time.monotonic() + float(seconds)
+    signal.signal(signal.SIGTERM, _end)
     print("ready", flush=True)
     clients = [kinds[number % len(kinds)] for number in range(CLIENTS)]
     did: Counter[str] = Counter()
