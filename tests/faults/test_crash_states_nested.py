@@ -7,10 +7,13 @@ second is the process's again, or the machine's: death followed by a power cut.
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
+from replicator.pool.changes import Put
 from tests.support.crash_disk import CrashJournal
 from tests.support.crash_knowledge import Note
 from tests.support.crash_oracle import Explorer
@@ -68,13 +71,17 @@ def test_crashes_of_a_very_long_workload(seed: int, tmp_path: Path) -> None:
 
 
 def test_the_oracle_sees_a_lost_write() -> None:
-    """It can fail: a flushed write that isn't there, and one sector that nobody wrote."""
+    """It can fail: a device or a flushed write that isn't there, and one sector that nobody wrote."""
     base, journal = base_pool(), CrashJournal()
     with opened(base.image, base.views, journal=journal, live=LIVE) as crash:
         player = Player(crash, base)
         player.play("of")
         after = journal.note
     assert isinstance(after, Note)
+    row = replace(after.view.volume("b"), uuid=UUID(int=9), name="lost", dev_id=9)
+    more = replace(after.view.after([Put(row)], after.at_id + 1), at_id=after.at_id)
+    with pytest.raises(AssertionError, match=r"devices \[1, 2, 3, 4, 5\], not \[1, 2, 3, 9, 4, 5\]"):
+        Explorer().look(base.image, replace(after, view=more), base.views, power_cut=True)
     with pytest.raises(AssertionError, match="device 1 at 7: pieces"):
         Explorer().look(base.image, after, base.views, power_cut=True)
     place = crash.data.content().index(player.now(1)[4096:8192])

@@ -14,7 +14,7 @@ from tests.support.crash_disk import Image
 from tests.support.crash_knowledge import Note, differing
 from tests.support.crash_oracle import Explorer
 from tests.support.crash_pool import ROOMY_BLOCKS, CrashPool, base_pool, opened
-from tests.support.crash_workloads import OPERATIONS, NotApplicableError, Player
+from tests.support.crash_workloads import OPERATIONS, Player
 
 LETTERS = [letter for letter in OPERATIONS if letter not in "er"]
 FREE_DATA = (0, 1, 2)
@@ -47,10 +47,6 @@ def attempt(player: Player, letter: str) -> bool:
     try:
         player.play(letter)
     except NoSpaceError:
-        reread(player)
-        return False
-    except NotApplicableError as error:
-        assert isinstance(error.__cause__, NoSpaceError), error.__cause__
         reread(player)
         return False
     return True

@@ -181,9 +181,10 @@ def _read(crash: CrashPool) -> Found:
 def _explain(found: Found, note: Note, *, power_cut: bool, piece_bytes: int) -> None:
     """O2 and O3."""
     assert found.at_id in note.ids(), f"at transaction {found.at_id}, which isn't one of {note.ids()}"
-    expected = note.devices(found.at_id)
+    expected = note.devices(found.at_id)  # what is being deleted has no row any more when that begins
+    assert found.contents.keys() == expected.keys(), f"devices {[*found.contents]}, not {[*expected]}"
     for dev_id, content in found.contents.items():
-        size = expected.get(dev_id)
-        assert size is not None and len(content) >= size, f"device {dev_id}: {len(content)} bytes, not {size}"
+        size = expected[dev_id]
+        assert len(content) >= size, f"device {dev_id}: {len(content)} bytes, not {size}"
         wrong = differing(content[:size], note.allowed(found.at_id, dev_id, power_cut=power_cut), piece_bytes)
         assert not wrong, f"device {dev_id} at {found.at_id}: pieces {wrong[:6]} of {piece_bytes} bytes are wrong"

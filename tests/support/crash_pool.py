@@ -135,7 +135,8 @@ def make_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on METADATA_BLOCKS are enough; and data blocks come by fours, so that what is freed is given again soon.
 
     The worst case that admission keeps free is that of trees of any height; here each tree is one leaf, so a commit
-    writes a block for each of three volumes and COMMIT_BLOCKS. Were that too little, a commit would fail, and its test.
+    writes a block for each of three volumes and COMMIT_BLOCKS. Were that too little, a commit would fail, or an
+    operation would raise NoSpaceError, and the test with it (crash_workloads.Player.switch, crash_runs.crash_words).
     """
     monkeypatch.setattr(space, "STOCK_BLOCKS", 4)
     monkeypatch.setattr(PoolShape, "worst_case", lambda _shape, weight: COMMIT_BLOCKS + min(weight, 3))

@@ -22,6 +22,7 @@ from tests.support.crash_workloads import OPERATIONS, NotApplicableError, Operat
 
 ALL_LETTERS = "".join(OPERATIONS)
 CORE_LETTERS = "sdfcAD"  # one of each kind: two writes, a flush, a cut, an applied transaction, a deletion
+ROOMY_LETTERS = 3  # as many operations find room for all that is written beside their commits
 JUDGED_AT_ONCE = 64
 _DIGEST_BYTES = 16
 
@@ -58,6 +59,8 @@ def crash_words(
                 first = 0 if whole else len(journal.events)
                 _play_if_it_can(player, word[-1], must=not whole)
                 journal.look_at_dirty()
+                roomy = len(word) > ROOMY_LETTERS or operations is not OPERATIONS
+                assert roomy or not player.met_room[False], f"{word!r}: a write beside a commit finds no room"
         except NotApplicableError:
             continue
         played += 1

@@ -13,7 +13,8 @@
     e r         nothing is written: the page tables are forgotten; all metadata below the highest block is in use (but
                 for LEFT_BLOCKS in all), and the next to be given is looked for from the start on
 
-An operation that the pool is in no state for raises NotApplicable: the workload equals a shorter one.
+An operation that the pool is in no state for raises NotApplicable: the workload equals a shorter one. One that finds
+no room raises NoSpaceError, which a workload must not meet unless it is about that.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Player:
         self.position = base.position
         self._view = self.pool.view()
         self._switching: Switching | None = None
-        self.met_room = [0, 0]
+        self.met_room = [0, 0]  # how often a write beside a commit was left out for want of room, and was made
         self.knows()
 
     def knows(self, under_way: dict[int, tuple[bytes, ...]] | None = None, switching: Switching | None = None) -> None:
@@ -171,6 +172,8 @@ class Player:
         except (ConflictError, NoSpaceError, NotFoundError, UsageError) as error:
             self.crash.journal.at_flush = lambda _: None
             self.pool.flush()  # a refused change is told before its round is over: what is written meanwhile ends here
+            if isinstance(error, NoSpaceError):
+                raise
             raise NotApplicableError from error
         views = self.crash.catalogue.views
         switching.views.update({at: views[at] for at in range(before.at_id + 1, max(views) + 1)})
