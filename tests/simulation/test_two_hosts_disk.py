@@ -39,6 +39,18 @@ def test_an_image_stays_as_it_was() -> None:
     assert image.get(64, 0) == bytes(range(64))
 
 
+def test_disks_of_one_content_go_on_by_themselves() -> None:
+    before = bytes(range(64))
+    content = Content.of(before, 16)
+    written, other = _disk(content), _disk(content)
+    written.pwrite(b"x" * 20, 10)
+    written.pwrite(b"y" * 16, 48)  # a whole grain
+    assert written.pread(64, 0) == before[:10] + b"x" * 20 + before[30:48] + b"y" * 16
+    assert other.pread(64, 0) == before == content.get(64, 0)
+    other.rot(5)
+    assert written.pread(6, 0) == before[:6] == content.get(6, 0)
+
+
 def test_a_power_cut_keeps_what_was_flushed_and_tears_the_rest_at_a_sector() -> None:
     found = set()
     for seed in range(60):

@@ -61,7 +61,7 @@ class CommitUnknownError(ReplicatorError):
 
 
 class FetchFault(enum.Enum):
-    """What a fetch does to the records, once."""
+    """What each fetch of a turn does to the records."""
 
     DOUBLED = "doubled"
     DROPPED = "dropped"
@@ -130,6 +130,11 @@ class Broker:
         """The last records are gone, though they were acknowledged; which."""
         self.init_producer(stream[0])  # sequence numbers don't fit any more: whoever produced has to begin again
         return self.topics[stream].cut_off(lost)
+
+    def possible_faults(self, stream: Stream) -> list[FetchFault]:
+        """What a fetch of the stream may suffer: where records of an earlier epoch stand, none that hides an event."""
+        hiding = (FetchFault.DROPPED, FetchFault.SWAPPED) if stream in self.leaked else ()
+        return [each for each in FetchFault if each not in hiding]
 
     def topic(self, stream: Stream) -> Topic:
         """The stream's topic, made when it is first asked for."""
@@ -225,8 +230,6 @@ class BrokerLog:
         while records and unpack_header(records[0], "record").sequence < sequence:
             del records[0]
         fault = self.fetch_fault
-        if stream in self.broker.leaked and fault in (FetchFault.DROPPED, FetchFault.SWAPPED):
-            fault = None
         at = self._chance.randrange(len(records)) if records else 0
         if fault is FetchFault.DOUBLED and records:
             records[at + 1 : at + 1] = records[max(0, at - self._chance.randrange(6)) : at + 1]

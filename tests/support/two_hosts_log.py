@@ -134,7 +134,7 @@ class BrokerModel:
     def disturb(self, log: Log, volume: UUID) -> Disturbance:
         """Fetches go wrong: a turn's first one looks at facts, a later one is applied."""
         assert isinstance(log, BrokerLog)
-        fault = self._chance.choice(list(FetchFault))
+        fault = self._chance.choice(self.broker.possible_faults((volume, 1)))
         log.fetch_fault = fault
         names: dict[FetchFault, set[str]] = {
             FetchFault.DROPPED: {"GapError"},

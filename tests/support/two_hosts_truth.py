@@ -13,8 +13,8 @@ Invariants that are checked on the way (a Violation names the broken one)
   T4  No transaction begins twice in a log that lost nothing, and none is aborted without a cause.
   T5  Epochs go up, and a publisher that was fenced doesn't come back.
   T6  A beacon claims an instant at which the volume was what the beacon names.
-  T7  A digest names one transaction for ever. A log that lost its end may get the same transaction again, event for
-      event: then it is the one that replicas already hold, and no step from it to itself is asked for.
+  T7  A digest names one transaction for ever. A log that lost its end may get the same transaction again: with its
+      digest comes the same number, base, instant and content.
 """
 
 from __future__ import annotations
@@ -193,9 +193,10 @@ class Truth:
         base = began.base.digest if began.base else None
         volume, number, at_ns = event.header.volume, began.number, began.timestamp_ns
         named = Named(volume, number, event.digest, base, began.transaction, host, at_ns, content)
+        is_new = event.digest not in self.named
         if self.named.setdefault(event.digest, named) != named:
             raise Violation(f"T7: transaction {number} has the digest of another one")
-        self.counts["transactions"] += 1
+        self.counts["transactions" if is_new else "transactions again"] += 1
 
     def loses(self, key: StreamKey, from_sequence: int) -> int:
         """The log lost all events from that number on; how many."""
