@@ -86,6 +86,8 @@ def stop(shell: Shell) -> None:
     shell.run("replicator receiver stop /srv/replica")
 
 
+@pytest.mark.long
+@pytest.mark.timeout(900)
 def test_a_replica_in_five_minutes(tmp_path: Path) -> None:
     disk = Disk(tmp_path)
     with shell_in(tmp_path) as shell:
@@ -174,6 +176,8 @@ FAR: dict[str, tuple[judges.Judge, FarPlaces]] = {
 }
 
 
+@pytest.mark.long
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("title", FAR)
 def test_from_nothing_to_a_restored_file(title: str, tmp_path: Path) -> None:
     judge, places = FAR[title]
@@ -233,6 +237,8 @@ def test_a_pool_older_than_its_log(tmp_path: Path) -> None:
         walk.rest()
 
 
+@pytest.mark.long
+@pytest.mark.timeout(900)
 def test_from_many_receivers_to_the_worst_day(tmp_path: Path) -> None:
     judges.require("ssh")
     size = {"--size 20GiB": "--size 16MiB"}  # one restore of it goes through a pipe, with all its zeros

@@ -44,10 +44,10 @@ def describe(pid: int) -> Process:
     return Process(pid, _command(pid), _environment(pid).get("PYTEST_CURRENT_TEST", ""))
 
 
-def strays(mark: str) -> list[Process]:
-    """Processes other than this one whose environment holds the session's mark."""
+def strays(mark: str, name: str = MARK) -> list[Process]:
+    """Processes other than this one whose environment holds the session's mark (or another one, of that name)."""
     pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
-    found = [pid for pid in pids if pid != os.getpid() and _environment(pid).get(MARK) == mark]
+    found = [pid for pid in pids if pid != os.getpid() and _environment(pid).get(name) == mark]
     return [describe(pid) for pid in found]
 
 

@@ -35,6 +35,7 @@ LINE_S = 60.0  # the longest that one line may take, or that a state may be wait
 _END_S = 30.0
 _STEP_S = 0.1
 _INDENT = " " * 4
+_MARK = "SHELL_OF_THE_README"  # beside the session's own mark, which goes on saying whose it all is
 _WHEN = re.compile(r"# when `([^`]+)` (?:says|shows) ([\w-]+)")
 _FIRST = re.compile(r"# with nobody using the pool: (.+)")
 _LISTENS = re.compile(r"--listen unix:(\S+)")
@@ -97,7 +98,8 @@ class Shell:
             "PATH": ":".join(path),
             "HOME": str(here / "home"),
             "REPLICATOR_RUNTIME_DIR": str(here / "run" / "replicator"),
-            leftovers.MARK: self._mark,
+            leftovers.MARK: os.environ[leftovers.MARK],
+            _MARK: self._mark,
         }
         self._jobs: dict[int, str] = {}
         self._count = 0
@@ -168,12 +170,20 @@ class Shell:
             assert self._child.stdin is not None and self._child.stdout is not None, "asked for"
             self._child.stdin.close()
             deadline = time.monotonic() + (_END_S if kind is None else 0.0)
-            while (left := leftovers.strays(self._mark)) and time.monotonic() < deadline:
+            while (left := leftovers.strays(self._mark, _MARK)) and time.monotonic() < deadline:
                 time.sleep(_STEP_S)
-            leftovers.end(left)
+            self._end_all()
             self._child.wait(_END_S)
             self._child.stdout.close()
         assert kind is not None or not left, "the README's lines left behind: " + "; ".join(map(str, left))
+
+    def _end_all(self) -> None:
+        """Each by its id, until none is left: one may start another before it is ended."""
+        deadline = time.monotonic() + _END_S
+        while left := leftovers.strays(self._mark, _MARK):
+            assert time.monotonic() < deadline, f"won't end: {'; '.join(map(str, left))}"
+            leftovers.end(left)
+            time.sleep(_STEP_S)
 
 
 def _in_background(line: str) -> bool:
