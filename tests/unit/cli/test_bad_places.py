@@ -9,6 +9,7 @@ import pytest
 
 from replicator.cli.main import cli
 from tests.support.command_line import Command, runner, tree_of
+from tests.unit.test_documented_commands import fault
 
 AT_A_POOL = """
 agent pause PLACE
@@ -108,6 +109,12 @@ def _words(line: str, ground: Path, place: str) -> list[str]:
         scheme, _, name = word.rpartition(":")
         words.append(f"{scheme}:{ground / stand[name]}".lstrip(":") if name in stand else word)
     return words
+
+
+@pytest.mark.parametrize("line", dict.fromkeys(AT_A_POOL + AT_A_LOG))
+def test_is_a_line_that_the_commands_take(line: str) -> None:
+    """What is refused below is refused for its place: a wrong line ends with 2 everywhere, too."""
+    assert fault(line.split(), whole=True) is None
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -29,6 +30,7 @@ from tests.support import judges
 
 BLOCK = 65536
 BLOCKS = 2000  # eight leaves, and one inner node
+QUEUED_S = 20.0  # that a cut may take from its thread's start into the queue
 
 
 @pytest.fixture(autouse=True)
@@ -205,8 +207,9 @@ def test_a_cut_waits_for_one_slice_at_most(pool: OwnedPool, monkeypatch: pytest.
             request = CutRequest(uuid4(), (other,), Purpose.TARGET)
             threads.append(threading.Thread(target=pool.cut, args=(request,)))
             threads[-1].start()
-            while threads[-1].is_alive() and len(pool.engine._changes) <= number:
-                pass  # it is on its way into the queue
+            deadline = time.monotonic() + QUEUED_S
+            while threads[-1].is_alive() and len(pool.engine._changes) <= number and time.monotonic() < deadline:
+                pass  # it is on its way into the queue; one that never comes is missed in `order`
         return carry_out(change)
 
     monkeypatch.setattr(pool.engine, "_apply", apply)
