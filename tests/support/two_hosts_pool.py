@@ -201,7 +201,11 @@ class HostPool:
         if power:
             metadata, data = self.metadata.after_power_cut(self._chance), self.data.after_power_cut(self._chance)
             return Image(metadata, data, _no_dirty(self.real.view().pool.uuid.bytes), self.catalogue.history)
-        return Image(self.metadata.content(), self.data.content(), self._dirty.read_bytes(), self.catalogue.history)
+        dirty = None
+        while dirty != (now := self._dirty.read_bytes()):  # the committer goes on meanwhile: an image is of one instant
+            dirty = now
+            metadata, data, history = self.metadata.content(), self.data.content(), self.catalogue.history
+        return Image(metadata, data, now, history)
 
     def reborn(self, image: Image | None = None, *, power: bool = False) -> None:
         """The owner is gone, by its fate or (power) a power cut; the next one opens what it left, or `image`."""
