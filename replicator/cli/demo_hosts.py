@@ -106,7 +106,7 @@ class Hosts:
 
     def points(self) -> list[dict[str, Any]]:
         """The replica's restore points, oldest first."""
-        found = json.loads(self.command("points", "list", str(self.replica), "vm1", "--json", "--all"))
+        found = json.loads(self.command("points", "list", str(self.replica), "--json", "--all"))
         return sorted(found, key=lambda point: int(point["number"]))
 
     def publish_label(self, label: str) -> None:
