@@ -16,6 +16,8 @@ Invariants
       and the member's number comes again with another cut.
   G4  A round ends with a cut that each member's log has, or that was found unchanged: one that was let go of, since
       the log had lost its end, is made again.
+  G5  A job that was killed is finished by its like, by what the catalogue has: a cut under its labels that waits, and
+      the volumes of that instant that are published already.
 """
 
 from __future__ import annotations
@@ -90,21 +92,34 @@ class GroupPublisher:
         """Settle, cut, publish."""
         return self._round(labels, self.settle_down, {})
 
-    def round_each(self, labels: tuple[str, ...] = ()) -> Round:
+    def round_each(self, labels: tuple[str, ...] = ()) -> tuple[Round | None, Round | None]:
         """As `round`, for a job that ends: who can't be published leaves, and the others go on; `failed` says why.
 
-        Where nobody is left the first one's error is raised; so is whatever concerns them all.
+        Before it (None, if there is none) the round that a job under the same labels was killed in: what it had cut is
+        published, and isn't cut again under a label that names one point (G5). Where nobody is left the first one's
+        error is raised; so is whatever concerns them all.
         """
         failed: dict[UUID, ReplicatorError] = {}
-        return self._round(labels, lambda: self._settle_each(failed), failed)
+        finished = self._finish(labels, failed)
+        return finished, self._round(labels, lambda: self._settle_each(failed), failed) if self.members else None
 
-    def finish_each(self, labels: tuple[str, ...], cut_ns: int) -> Round:
-        """Publish the cut of that instant, which was made before under these labels; one that is lost is made again."""
-        failed: dict[UUID, ReplicatorError] = {}
+    def _finish(self, labels: tuple[str, ...], failed: dict[UUID, ReplicatorError]) -> Round | None:
+        """G5: the round that was begun, and the members that were in its cut are gone; None where a cut was lost."""
+        view = self._context.pool().view()
+        waiting = [cut for uuid in self.members for cut in view.snapshots_of(uuid, Purpose.TARGET)]
+        cut_ns = next((cut.timestamp_ns for cut in waiting if labels and set(labels) <= set(cut.labels)), None)
+        if cut_ns is None:
+            return None
+        begun = {cut.volume for cut in waiting if cut.timestamp_ns == cut_ns}
+        for uuid in self.members:
+            position = view.position(uuid, Role.PUBLISHED)
+            if position is not None and position.timestamp_ns == cut_ns:
+                begun.add(uuid)
         tails = self._settle_each(failed)
-        if any(member.lost_cut for member in self.members.values()):  # G4
-            return self._round(labels, lambda: self._settle_each(failed), failed)
-        return Round(cut_ns, True, tails, failed)
+        if any(member.lost_cut for member in self.members.values()):  # G4: all are cut anew
+            return None
+        self.only(begun)
+        return Round(cut_ns, True, {uuid: tail for uuid, tail in tails.items() if uuid in begun}, failed)
 
     def _round(
         self,

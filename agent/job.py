@@ -11,19 +11,19 @@ A backup job is started every few minutes on many hosts: what only the daemon ne
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import click
 
 from agent.beacon import BeaconKeeper
 from agent.clock import SystemClock
 from agent.context import Context, host_name, open_files, open_origin
-from agent.cut import GroupPublisher, Round, points_of, published_volumes
+from agent.cut import GroupPublisher, points_of, published_volumes
 from agent.farewell import buried, gone_volumes
 from agent.publish import VolumePublisher
 from agent.published import Published, failed_of
@@ -33,12 +33,11 @@ from replicator.exporter.signals import stopped_by_signals
 from replicator.history.names import check_label
 from replicator.log.interface import Log
 from replicator.log.opening import log_url, open_log
-from replicator.pool.catalogue_schema import Purpose, Role
+from replicator.pool.catalogue_schema import Role
 from replicator.pool.daemons import ANSWER_S, ask
 from replicator.pool.opening import open_pool, require_pool
 from replicator.pool.reading import read_pool
 from replicator.pool.sockets import connect
-from replicator.pool.view import CatalogueView
 from replicator.repository.remembered import LOG_SETTING, remember_log
 
 SOCKET_NAME = "agent"
@@ -112,49 +111,23 @@ def publish_once(path: Path, log: str, names: tuple[str, ...], labels: tuple[str
 
 
 def _publish_here(path: Path, log: str, names: tuple[str, ...], labels: tuple[str, ...]) -> Published:
-    """The same in this process, over the pool itself or its exporter.
-
-    A job that was killed is finished by its like: where a cut under these labels waits, it is published, and its
-    volumes aren't cut anew under a label that names one point.
-    """
+    """The same in this process, over the pool itself or its exporter."""
     with _opened(path, log) as (context, opened):
         view = context.pool().view()
-        members = published_volumes(view, names)
-        begun_ns = _begun(view, members, labels)
-        begun = [each for each in members if begun_ns is not None and _is_of(view, each, begun_ns)]
-        rounds = [_round(context, opened, begun, labels, begun_ns)] if begun else []
-        if rest := [each for each in members if each not in begun]:
-            rounds.append(_round(context, opened, rest, labels))
-        for gone in gone_volumes(view) if not names else ():
-            with closing(VolumePublisher(context, gone.volume)) as last:
-                last.bury(gone)
-            buried(context.pool(), gone.volume)
-        failed = [failed_of(view.volume(uuid).name, error) for done in rounds for uuid, error in done.failed.items()]
-        return Published([point for done in rounds for point in points_of(done, labels)], tuple(failed))
-
-
-def _begun(view: CatalogueView, members: Sequence[UUID], labels: Sequence[str]) -> int | None:
-    """The instant of a cut under all of these labels that waits to be published."""
-    waiting = [cut for uuid in members for cut in view.snapshots_of(uuid, Purpose.TARGET)]
-    return next((cut.timestamp_ns for cut in waiting if labels and set(labels) <= set(cut.labels)), None)
-
-
-def _is_of(view: CatalogueView, volume: UUID, cut_ns: int) -> bool:
-    """Whether the volume was in the cut of that instant, published since or waiting."""
-    position = view.position(volume, Role.PUBLISHED)
-    waiting = [each.timestamp_ns for each in view.snapshots_of(volume, Purpose.TARGET)]
-    return cut_ns in waiting or (position is not None and position.timestamp_ns == cut_ns)
-
-
-def _round(
-    context: Context, log: Log, members: Sequence[UUID], labels: tuple[str, ...], begun_ns: int | None = None
-) -> Round:
-    """One round of these volumes, and their beacons; `begun_ns`: of a cut that was made before."""
-    with closing(GroupPublisher(context, members)) as publisher:
-        done = publisher.round_each(labels) if begun_ns is None else publisher.finish_each(labels, begun_ns)
-        for tail in done.tails.values():
-            BeaconKeeper(log, context.clock).write(tail, done.timestamp_ns)
-    return done
+        publisher = GroupPublisher(context, published_volumes(view, names))
+        with closing(publisher):
+            finished, done = publisher.round_each(labels)
+            if done is not None:  # of what was finished its own timestamps say as much
+                for tail in done.tails.values():
+                    BeaconKeeper(opened, context.clock).write(tail, done.timestamp_ns)
+            for gone in gone_volumes(view) if not names else ():
+                with closing(VolumePublisher(context, gone.volume)) as last:
+                    last.bury(gone)
+                buried(context.pool(), gone.volume)
+        rounds = [each for each in (finished, done) if each is not None]
+        failed = {uuid: error for each in rounds for uuid, error in each.failed.items()}
+        points = [point for each in rounds for point in points_of(each, labels)]
+        return Published(points, tuple(failed_of(view.volume(uuid).name, error) for uuid, error in failed.items()))
 
 
 def rebase(path: Path, log: str | None, volume: str, *, new_timeline: bool) -> str:

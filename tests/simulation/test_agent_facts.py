@@ -14,7 +14,7 @@ import pytest
 
 from agent.attest import span_chunks_of
 from agent.context import Context
-from agent.cut import GroupPublisher, Round
+from agent.cut import GroupPublisher
 from agent.farewell import gone_volumes
 from agent.gather import Gatherer
 from agent.publish import VoidedError
@@ -252,7 +252,8 @@ def test_one_refused_volume_keeps_no_other_from_being_published(source: Source) 
     later.settle_down()
     source.host.write(0, b"x", OTHER)
     source.host.write(0, b"x")
-    done: Round = first.round_each()
+    finished, done = first.round_each()
+    assert finished is None and done is not None
     assert set(done.failed) == {VOLUME} and done.failed[VOLUME].exit_code == 4
     assert Replica.of(source.log, OTHER).content == source.host.content(OTHER)
     GroupPublisher(source.context(), [VOLUME]).settle_down()
