@@ -37,17 +37,6 @@ from tests.support.agent_world import VOLUME, Replica, SourceHost, context_of
 from tests.support.manual_clock import ManualClock
 
 
-@pytest.fixture
-def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SourceHost]:
-    """A pool with one volume; daemons register in a folder of the test's."""
-    monkeypatch.setenv("REPLICATOR_RUNTIME_DIR", str(tmp_path / "run"))
-    made = SourceHost(tmp_path)
-    made.create("disk", 4 * MIB)
-    made.write(0, b"first" * 1000)
-    yield made
-    made.close()
-
-
 class Running:
     """An agent in a thread, over the host's pool; `lines` is its journal."""
 

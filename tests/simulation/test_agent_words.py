@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC
@@ -31,17 +30,6 @@ from tests.support.memory_objects import MemoryStore
 
 OTHER = UUID("6f1c0000-0000-4000-8000-00000000beef")
 OWNER = 4711
-
-
-@pytest.fixture
-def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SourceHost]:
-    """A pool with one volume; daemons register in a folder of the test's."""
-    monkeypatch.setenv("REPLICATOR_RUNTIME_DIR", str(tmp_path / "run"))
-    made = SourceHost(tmp_path)
-    made.create("disk", 4 * MIB)
-    made.write(0, b"first" * 1000)
-    yield made
-    made.close()
 
 
 def shown(host: SourceHost, clock: ManualClock, worker: GroupWorker) -> dict[str, Any]:

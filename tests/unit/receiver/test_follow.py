@@ -72,21 +72,6 @@ def scripted(events: list[Event], tail: StreamState) -> ObjectLog:
     return cast("ObjectLog", ScriptedLog(events, tail))
 
 
-@pytest.fixture
-def replica(tmp_path: Path) -> Iterator[ReplicaPool]:
-    pool = ReplicaPool(tmp_path)
-    yield pool
-    pool.assert_clean()
-
-
-@pytest.fixture
-def source() -> SourceVolume:
-    source = SourceVolume(3, SIZE)
-    for _ in range(3):
-        source.transaction(source.scribble())
-    return source
-
-
 def stops(replica: ReplicaPool, source: SourceVolume, log: ObjectLog, kind: type[Exception], applied: int) -> None:
     """The follower raises `kind`, and the replica stands at `applied`."""
     with pytest.raises(kind) as caught:

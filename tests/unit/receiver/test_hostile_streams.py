@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID
@@ -30,13 +29,6 @@ from tests.support.replica_streams import SourceVolume, random_source
 
 SIZE = 14 * 65536
 NOW_NS = 1_800_000_000_000_000_000
-
-
-@pytest.fixture
-def replica(tmp_path: Path) -> Iterator[ReplicaPool]:
-    pool = ReplicaPool(tmp_path)
-    yield pool
-    pool.assert_clean()
 
 
 @dataclass(slots=True)

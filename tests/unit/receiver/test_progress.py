@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
-
-import pytest
 
 from replicator.events.beacon import Beacon
 from replicator.events.bodies import PublisherOpened, VolumeRenamed
@@ -16,21 +12,6 @@ from tests.support.replica_pools import ReplicaPool
 from tests.support.replica_streams import SECOND_NS, SourceVolume
 
 SIZE = 20 * 65536
-
-
-@pytest.fixture
-def replica(tmp_path: Path) -> Iterator[ReplicaPool]:
-    pool = ReplicaPool(tmp_path)
-    yield pool
-    pool.assert_clean()
-
-
-@pytest.fixture
-def source() -> SourceVolume:
-    source = SourceVolume(3, SIZE)
-    for _ in range(3):
-        source.transaction(source.scribble())
-    return source
 
 
 def test_complete_to_follows_a_beacon_that_matches(replica: ReplicaPool, source: SourceVolume) -> None:
