@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -123,8 +124,7 @@ def measure(path: Path, rounds: int) -> dict[str, list[float]]:
     """CPU seconds of each contestant, round by round; one round before them warms the page cache."""
     tools = {f"thin_delta {engine}": thin_tool(engine, "thin_delta") for engine in ("cpp", "rust")}
     contest: dict[str, Callable[[], float]] = {
-        name: (lambda tool=tool: cpu_of(tool.argv("--snap1", 1, "--snap2", 2, path), tool.env()))  # type: ignore[misc]  # mypy can't type a lambda's default
-        for name, tool in tools.items()
+        name: partial(cpu_of, tool.argv("--snap1", 1, "--snap2", 2, path), tool.env()) for name, tool in tools.items()
     }
     contest["ours, the call"] = lambda: count_changes(path)[2]
     whole = [sys.executable, "-c", WHOLE_PROCESS, str(path)]

@@ -27,6 +27,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 from uuid import UUID
 
 from receiver.access import Access, PoolAccess
@@ -278,9 +279,9 @@ class Follower:
             return Activity.UNREACHABLE, retry_delay_s(self._attempts, self._world.chance())
         return Activity.STOPPED, RETRY_STOPPED_S
 
-    def _set(self, **changes: object) -> None:
+    def _set(self, **changes: Any) -> None:
         with self._turn:
-            self._progress = replace(self._progress, **changes)  # type: ignore[arg-type]  # the callers name fields of Progress
+            self._progress = replace(self._progress, **changes)
 
 
 def _mend_of(error: ReplicatorError) -> str | None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from dataclasses import fields
 from enum import IntEnum
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -159,7 +160,7 @@ def pair_field(first: FieldCodec, second: FieldCodec) -> FieldCodec:
 
 def value_field(kind: type, codecs: tuple[FieldCodec, ...], *, optional: bool = False) -> FieldCodec:
     """A frozen value, field by field in its own order; `optional` puts a u8 before it, 0 for None."""
-    names: tuple[str, ...] = tuple(kind.__dataclass_fields__)  # type: ignore[attr-defined]  # only dataclasses come
+    names = tuple(each.name for each in fields(kind))
     assert len(names) == len(codecs), f"{kind.__name__} has other fields"
 
     def write(value: object) -> bytes:

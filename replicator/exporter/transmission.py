@@ -141,7 +141,7 @@ class Transmission:
                 self._gate.enter()
                 self._inside = True
             try:
-                entry = device.table.stretches[block >> STRETCH_SHIFT][block & STRETCH_MASK]  # type: ignore[index] # None is caught
+                entry = device.table.stretches[block >> STRETCH_SHIFT][block & STRETCH_MASK]  # type: ignore[index]  # None: the TypeError below
                 if (
                     entry & STAMP_MASK == device.epoch
                     and not (inside | length) & _PAGE_MASK
