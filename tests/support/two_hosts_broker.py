@@ -284,7 +284,10 @@ class BrokerReader:
 
 
 class BrokerWriter:
-    """A StreamWriter: what an append closes goes out as one transaction."""
+    """A StreamWriter: what an append closes goes out as one transaction.
+
+    Written by itself, not over log/rolling: a mistake there must not be the model's, too.
+    """
 
     def __init__(self, log: BrokerLog, stream: Stream) -> None:
         self._log, self._stream = log, stream
