@@ -133,9 +133,10 @@ class Exporter:
         finally:
             with self._lock:
                 self._away.subtract(names.keys())
+                fronts = list(self._fronts)  # with those that were asked for meanwhile
             for front in fronts:
                 self._sync(front)
-            self._changed.set()  # the keeper tries again what could not be offered, and hears of others' fronts
+            self._changed.set()  # the keeper tries again what could not be offered
 
     def stop(self) -> None:
         """End soon."""
