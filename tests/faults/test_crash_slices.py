@@ -7,18 +7,20 @@ others before the next one (P6). `make soak` has every kind of power cut of ever
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.support.crash_oracle import Explorer
-from tests.support.crash_pool import make_small
+from tests.support.crash_pool import Base, make_small
 from tests.support.crash_runs import ALL_LETTERS, crash_words, judge
-from tests.support.crash_slices import SLICED, one_leaf_a_slice, sliced_base
+from tests.support.crash_slices import SLICED, going_bases, held_opening, one_leaf_a_slice, sliced_base
 from tests.support.judges import require
 
 STATES = {"T": 60, "hT": 55, "TU": 75, "L": 110, "sTN": 150}  # at least so many, without the recoveries' own
 NESTED = {"T": 250}
+BESIDE = {"O": 350, "fsO": 370}
 SOAK_STATES = 100
 
 
@@ -52,6 +54,37 @@ def test_every_crash_of_an_opening_that_goes_on_deleting(word: str, tmp_path: Pa
     print(f"\n{word}: {nested} distinct states after a crash in the opening, {explorer.opened_count} in all;")
     print(f"both thin_checks on {judged} of {len(explorer.to_judge)} metadata contents")
     assert nested >= NESTED[word]
+
+
+def crash_beside(explorer: Explorer, word: str, bases: Sequence[Base], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every crash of this word on each of these pools, whose opening waits for its "O"."""
+    for base in bases:
+        held_opening(monkeypatch)
+        assert crash_words(explorer, [word], base=base, operations=SLICED) == 1
+    print(f"\n{word}: {explorer.opened_count} distinct states, from {len(bases)} pools that were being deleted from")
+
+
+@pytest.mark.parametrize("word", BESIDE)
+def test_every_crash_of_writes_beside_an_opening_that_goes_on_deleting(
+    word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    explorer = Explorer(len(word))
+    crash_beside(explorer, word, going_bases("L")[::5], monkeypatch)
+    assert explorer.opened_count >= BESIDE[word]
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("deletion", ["T", "L"])
+def test_every_crash_of_every_opening_that_goes_on_deleting(
+    deletion: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require("thin-cpp", "thin-rust")
+    explorer = Explorer(thorough=True)
+    for word in BESIDE:
+        crash_beside(explorer, word, going_bases(deletion), monkeypatch)
+    judge(explorer, tmp_path, None)
+    assert explorer.opened_count >= SOAK_STATES
 
 
 @pytest.mark.soak

@@ -10,6 +10,7 @@
     U   d is deleted, which d1 forbids
     N   the same while a and b are written at each flush: they take the blocks that a slice before has freed
     L   both are deleted: their slices come one behind the other, in an order that chance decides
+    O   an opening that `held_opening` has held goes on with a deletion, while a and b are written at each flush
 
 With `one_leaf_a_slice` a commit takes one leaf. The other letters are those of tests.support.crash_workloads.
 """
@@ -22,14 +23,18 @@ from functools import cache
 import numpy as np
 import pytest
 
+from replicator.blockdev.memory import MemoryDevice
 from replicator.pdata.block import Words
 from replicator.pdata.update import LEAF_COST
 from replicator.pool import deleting, volumes
+from replicator.pool.deleting import being_deleted
 from replicator.pool.outcome import Outcome
 from replicator.thin.change import Change
 from replicator.thin.metadata import PoolMetadata
-from tests.support.crash_disk import DATA, METADATA
-from tests.support.crash_pool import BLOCK, A, B, Base, CrashPool, base_pool, opened
+from replicator.thin.superblock import read_superblock
+from tests.support.crash_disk import DATA, METADATA, CrashJournal, Image
+from tests.support.crash_knowledge import sizes_of
+from tests.support.crash_pool import BLOCK, LIVE, A, B, Base, CrashPool, base_pool, opened
 from tests.support.crash_workloads import OPERATIONS, Operations, Player
 
 D, D1 = 6, 7
@@ -90,6 +95,14 @@ def _delete(*dev_ids: int) -> Callable[[Player], None]:
     return delete
 
 
+def _go_on(player: Player) -> None:
+    def act() -> None:
+        player.pool._deletions.go_on()
+        player.pool._deletions.finish()
+
+    player.switch(act)
+
+
 def _meanwhile(delete: Callable[[Player], None]) -> Callable[[Player], None]:
     """With a write at each flush, while there is one left that needs a new block, or has its own."""
 
@@ -115,4 +128,27 @@ SLICED: Operations = {
     "U": _delete(D),
     "N": _meanwhile(_delete(D)),
     "L": _delete(D, D1),
+    "O": _meanwhile(_go_on),
 }
+
+
+def going_bases(word: str) -> list[Base]:
+    """What a power cut leaves between the commits of that deletion, all flushed: pools to begin workloads with."""
+    base, journal = sliced_base(), CrashJournal()
+    with opened(base.image, base.views, journal=journal, live=LIVE) as crash:
+        Player(crash, base, operations=SLICED).play(word)
+    found: dict[bytes, Base] = {}
+    for instant in journal.instants():
+        metadata, data = instant.durable[METADATA], instant.durable[DATA]
+        last = read_superblock(MemoryDevice(content=metadata)).transaction_id
+        views = {at: view for at, view in crash.catalogue.views.items() if at <= last}
+        if being_deleted(views[last]):
+            contents = {dev: base.contents[dev] for dev in sizes_of(views[last])}
+            found[metadata] = Base(Image(metadata, data, b"", last, "going"), views, contents, base.position)
+    return list(found.values())
+
+
+def held_opening(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next opening goes on with no deletion until it is asked to by "O"; all later ones do at once."""
+    held, go_on = [True], deleting.Deletions.go_on
+    monkeypatch.setattr(deleting.Deletions, "go_on", lambda deletions: held.clear() if held else go_on(deletions))
