@@ -46,6 +46,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +142,7 @@ def merge_ranges(ranges: Words) -> Words:
     return np.stack((ranges[starts, 0], reach[ends]), axis=1)
 
 
+@cache
 def boot_id() -> bytes:
     """16 bytes that this boot of the machine, and no other, has."""
     text = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
