@@ -1,4 +1,4 @@
-"""Where commands work, as parameters: POOL, and what grows a device.
+"""Where commands work: POOL as a parameter and opened, NAME in it, and what grows a device.
 
 POOL      a directory; `dm:NAME` and `lvm:VG/POOL` name pools that the kernel runs, which these commands don't reach
 GROWTH    `10GiB`: to that size; `+10GiB`: by that much
@@ -6,14 +6,19 @@ GROWTH    `10GiB`: to that size; `+10GiB`: by that much
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from replicator.errors import UsageError
 from replicator.units import parse_size
+
+if TYPE_CHECKING:
+    from replicator.pool.opening import OwnedPool
+    from replicator.pool.remote import RemotePool
 
 
 class PoolType(click.ParamType[Path, Any]):
@@ -62,3 +67,12 @@ class GrowthType(click.ParamType[Growth, Any]):
 
 POOL = PoolType()
 GROWTH = GrowthType()
+pool_argument = click.argument("path", metavar="POOL", type=POOL)
+name_argument = click.argument("name", metavar="NAME")
+
+
+def opened_pool(path: Path) -> closing[OwnedPool | RemotePool]:
+    """The pool for a command that changes it, by itself or through its owner; what it waits for is told on stderr."""
+    from replicator.pool.opening import open_pool
+
+    return closing(open_pool(path, waiting=lambda what: click.echo(what, err=True)))

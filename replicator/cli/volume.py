@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
 import click
 
-from replicator.cli.places import GROWTH, POOL, Growth
+from replicator.cli.places import GROWTH, Growth, name_argument, opened_pool, pool_argument
 from replicator.cli.show import (
     SIZE,
     confirm,
@@ -37,8 +36,6 @@ if TYPE_CHECKING:
     from replicator.thin.diff import DiffRuns
 
 _SECTOR_BYTES = 512
-_pool_argument = click.argument("path", metavar="POOL", type=POOL)
-_name_argument = click.argument("name", metavar="NAME")
 
 
 @click.group()
@@ -54,15 +51,9 @@ volume.add_command(import_)
 volume.add_command(export)
 
 
-def _opened(path: Path) -> closing[OwnedPool | RemotePool]:
-    from replicator.pool.opening import open_pool
-
-    return closing(open_pool(path, waiting=lambda what: click.echo(what, err=True)))
-
-
 @volume.command()
-@_pool_argument
-@_name_argument
+@pool_argument
+@name_argument
 @click.option("--size", "size_bytes", type=SIZE, help="How long it is; over an origin by default as that.")
 @click.option(
     "--origin",
@@ -89,7 +80,7 @@ def create(path: Path, name: str, size_bytes: int | None, origin: str | None, as
         raise UsageError("a volume needs a size", mend="say --size SIZE")
     size = size_bytes if size_bytes is not None or behind is None else behind.size_bytes
     _require_sectors(size or 0)
-    with _opened(path) as pool:
+    with opened_pool(path) as pool:
         made = create_volume(pool, name, size or 0, behind)
     print_done(
         as_json, {"name": made.name, "uuid": str(made.uuid), "dev_id": made.dev_id, "size_bytes": made.size_bytes}
@@ -97,7 +88,7 @@ def create(path: Path, name: str, size_bytes: int | None, origin: str | None, as
 
 
 @volume.command("list")
-@_pool_argument
+@pool_argument
 @json_option
 def list_(path: Path, as_json: bool) -> None:
     """List POOL's volumes, with how much of each is mapped.
@@ -139,8 +130,8 @@ def list_(path: Path, as_json: bool) -> None:
 
 
 @volume.command()
-@_pool_argument
-@_name_argument
+@pool_argument
+@name_argument
 @click.argument("snapshot_name", metavar="SNAPSHOT")
 @json_option
 def snapshot(path: Path, name: str, snapshot_name: str, as_json: bool) -> None:
@@ -151,15 +142,15 @@ def snapshot(path: Path, name: str, snapshot_name: str, as_json: bool) -> None:
     """
     from replicator.pool.volumes import create_snapshot
 
-    with _opened(path) as pool:
+    with opened_pool(path) as pool:
         made = create_snapshot(pool, name, snapshot_name)
     print_done(as_json, {"name": made.name, "dev_id": made.dev_id, "size_bytes": made.size_bytes})
 
 
 @volume.command()
-@_pool_argument
+@pool_argument
 @click.argument("source", metavar="SOURCE")
-@_name_argument
+@name_argument
 @json_option
 def clone(path: Path, source: str, name: str, as_json: bool) -> None:
     """Make a volume from a volume, snapshot or restore point.
@@ -172,7 +163,7 @@ def clone(path: Path, source: str, name: str, as_json: bool) -> None:
     """
     from replicator.repository.cloning import clone_named
 
-    with _opened(path) as pool:
+    with opened_pool(path) as pool:
         made = clone_named(pool, source, name, local_zone())
     print_done(
         as_json, {"name": made.name, "uuid": str(made.uuid), "dev_id": made.dev_id, "size_bytes": made.size_bytes}
@@ -180,8 +171,8 @@ def clone(path: Path, source: str, name: str, as_json: bool) -> None:
 
 
 @volume.command()
-@_pool_argument
-@_name_argument
+@pool_argument
+@name_argument
 @click.argument("new_name", metavar="NEW-NAME")
 @json_option
 def rename(path: Path, name: str, new_name: str, as_json: bool) -> None:
@@ -195,15 +186,15 @@ def rename(path: Path, name: str, new_name: str, as_json: bool) -> None:
     from replicator.pool.devices import refuse_renaming_replica
     from replicator.pool.volumes import rename as give
 
-    with _opened(path) as pool:
+    with opened_pool(path) as pool:
         refuse_renaming_replica(pool.view(), name)
         give(pool, name, new_name)
     print_done(as_json, {"name": new_name})
 
 
 @volume.command()
-@_pool_argument
-@_name_argument
+@pool_argument
+@name_argument
 @click.argument("snapshot_name", metavar="SNAPSHOT")
 @yes_option
 @json_option
@@ -219,7 +210,7 @@ def rollback(path: Path, name: str, snapshot_name: str, yes: bool, as_json: bool
     from replicator.pool.devices import refuse_replica
     from replicator.pool.volumes import rollback as set_back
 
-    with _opened(path) as pool:
+    with opened_pool(path) as pool:
         view = pool.view()
         refuse_replica(view, view.volume(name))
         refuse_in_use(pool, {view.volume(name).dev_id}, name)
@@ -229,8 +220,8 @@ def rollback(path: Path, name: str, snapshot_name: str, yes: bool, as_json: bool
 
 
 @volume.command()
-@_pool_argument
-@_name_argument
+@pool_argument
+@name_argument
 @click.option("--with-snapshots", is_flag=True, help="Also delete the volume's snapshots and restore points.")
 @yes_option
 @json_option
@@ -249,7 +240,7 @@ def delete(path: Path, name: str, with_snapshots: bool, yes: bool, as_json: bool
     from replicator.pool.reading import read_beside
     from replicator.pool.volumes import delete_snapshot, delete_volume
 
-    with _opened(path) as pool:
+    with opened_pool(path) as pool:
         with read_beside(pool) as reader:
             found = find(reader, name)
         snapshots = pool.view().snapshots_of(found.live.uuid) if found.live and with_snapshots else ()
@@ -271,8 +262,8 @@ def _goes_on(pool: OwnedPool | RemotePool) -> TypeGuard[RemotePool]:
 
 
 @volume.command()
-@_pool_argument
-@_name_argument
+@pool_argument
+@name_argument
 @click.option("--size", type=GROWTH, required=True, help="The new size, or +SIZE.")
 @yes_option
 @json_option
@@ -286,7 +277,7 @@ def resize(path: Path, name: str, size: Growth, yes: bool, as_json: bool) -> Non
     """
     from replicator.pool.devices import refuse_replica
 
-    with _opened(path) as pool:
+    with opened_pool(path) as pool:
         view = pool.view()
         found = view.volume(name)
         refuse_replica(view, found)
@@ -299,7 +290,7 @@ def resize(path: Path, name: str, size: Growth, yes: bool, as_json: bool) -> Non
 
 
 @volume.command()
-@_pool_argument
+@pool_argument
 @click.argument("base", metavar="BASE")
 @click.argument("target", metavar="TARGET")
 @json_option

@@ -6,26 +6,23 @@ Over pool/importing and pool/exporting; part of cli/volume.
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from replicator.cli.places import POOL
+from replicator.cli.places import name_argument, opened_pool, pool_argument
 from replicator.cli.show import SIZE, confirm, json_option, print_done, progress, yes_option
 from replicator.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_pool_argument = click.argument("path", metavar="POOL", type=POOL)
-_name_argument = click.argument("name", metavar="NAME")
-
 
 @click.command("import")
-@_pool_argument
-@_name_argument
+@pool_argument
+@name_argument
 @click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
 @yes_option
 @json_option
@@ -38,9 +35,8 @@ def import_(path: Path, name: str, file: Path, yes: bool, as_json: bool) -> None
     replicator volume import /srv/pool vm1 disk.img
     """
     from replicator.pool.importing import import_file
-    from replicator.pool.opening import open_pool
 
-    with closing(open_pool(path, waiting=lambda what: click.echo(what, err=True))) as pool:
+    with opened_pool(path) as pool:
         if any(name in (each.name, str(each.uuid)) for each in pool.view().volumes):
             confirm(f"What {name} holds will be replaced by {file}. Go on?", yes)
         with ExitStack() as bars:
@@ -51,8 +47,8 @@ def import_(path: Path, name: str, file: Path, yes: bool, as_json: bool) -> None
 
 
 @click.command()
-@_pool_argument
-@_name_argument
+@pool_argument
+@name_argument
 @click.argument("file", metavar="FILE|-")
 @click.option("--size", "size_bytes", type=SIZE, help="End there, and not at the device's end (foreign pools).")
 @yes_option
