@@ -145,7 +145,7 @@ class SegmentBuilder:
 
 
 @dataclass(frozen=True, slots=True)
-class TrailerFields:
+class _Trailer:
     """Where the footer is."""
 
     footer_offset: int
@@ -154,7 +154,7 @@ class TrailerFields:
     last: int
 
 
-def decode_trailer(data: Buffer, key: SegmentKey, total_bytes: int) -> TrailerFields:
+def _decode_trailer(data: Buffer, key: SegmentKey, total_bytes: int) -> _Trailer:
     """The last TRAILER_BYTES of a segment of `total_bytes`."""
     smallest = HEADER_BYTES + TRAILER_BYTES
     if len(data) != TRAILER_BYTES or not smallest < total_bytes <= SEGMENT_BYTES_MAX:
@@ -169,10 +169,10 @@ def decode_trailer(data: Buffer, key: SegmentKey, total_bytes: int) -> TrailerFi
         raise key.wrong(f"a trailer with {expected}", f"{found}")
     if offset < HEADER_BYTES or not first <= last or folder_of(first) != folder_of(last):
         raise key.wrong("events of one folder", f"{first} to {last}, footer at {offset}")
-    return TrailerFields(offset, length, footer_crc, last)
+    return _Trailer(offset, length, footer_crc, last)
 
 
-def decode_footer(data: Buffer, key: SegmentKey, trailer: TrailerFields) -> Footer:
+def _decode_footer(data: Buffer, key: SegmentKey, trailer: _Trailer) -> Footer:
     """The footer that `trailer` points to."""
     found = crc32c(data)
     if found != trailer.footer_crc32c or len(data) != trailer.footer_bytes:
@@ -190,6 +190,12 @@ def decode_footer(data: Buffer, key: SegmentKey, trailer: TrailerFields) -> Foot
     if found_place != expected:
         raise key.wrong(f"a state and count of {expected}", f"{found_place}", trailer.last)
     return Footer(index, state)
+
+
+def read_footer(read: Callable[[int, int], Buffer], key: SegmentKey, total_bytes: int) -> tuple[Footer, int]:
+    """A segment's footer, and where its events end; `read` takes (offset, length), and may give fewer bytes."""
+    trailer = _decode_trailer(read(max(0, total_bytes - TRAILER_BYTES), TRAILER_BYTES), key, total_bytes)
+    return _decode_footer(read(trailer.footer_offset, trailer.footer_bytes), key, trailer), trailer.footer_offset
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,9 +227,8 @@ def open_segment(data: Buffer, key: SegmentKey) -> Segment:
     if len(view) <= HEADER_BYTES + TRAILER_BYTES:
         raise key.wrong(f"more than {HEADER_BYTES + TRAILER_BYTES} bytes", f"{len(view)} bytes")
     _check_header(view[:HEADER_BYTES], key)
-    trailer = decode_trailer(view[-TRAILER_BYTES:], key, len(view))
-    footer = decode_footer(view[trailer.footer_offset : -TRAILER_BYTES], key, trailer)
-    return Segment(key, footer, _check_events(view[: trailer.footer_offset], key, footer))
+    footer, events_end = read_footer(lambda offset, length: view[offset:][:length], key, len(view))
+    return Segment(key, footer, _check_events(view[:events_end], key, footer))
 
 
 def _check_header(data: memoryview, key: SegmentKey) -> None:
@@ -250,9 +255,8 @@ def check_segment(
     read: Callable[[int, int], Buffer], key: SegmentKey, total_bytes: int, piece_bytes: int = PIECE_BYTES
 ) -> Footer:
     """A segment's footer, once every byte was checked (M1), a piece at a time; `read` takes (offset, length)."""
-    trailer = decode_trailer(read(max(0, total_bytes - TRAILER_BYTES), TRAILER_BYTES), key, total_bytes)
-    footer = decode_footer(read(trailer.footer_offset, trailer.footer_bytes), key, trailer)
-    bounds = _bounds(key, footer, trailer.footer_offset)
+    footer, events_end = read_footer(read, key, total_bytes)
+    bounds = _bounds(key, footer, events_end)
     digest = b""
     begin, at = 0, 0  # a piece begins with the file's beginning, or with event `at`
     while at < len(bounds) - 1:

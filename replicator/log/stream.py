@@ -25,15 +25,13 @@ from replicator.log.parts import Part
 from replicator.log.segment import (
     PIECE_BYTES,
     SEGMENT_BYTES_MAX,
-    TRAILER_BYTES,
     Footer,
     Segment,
     SegmentKey,
     check_segment,
-    decode_footer,
-    decode_trailer,
     open_segment,
     read_facts,
+    read_footer,
 )
 from replicator.units import KIB
 
@@ -120,10 +118,7 @@ class SegmentStream:
         size = self.store.size(name)
         if size is None:
             return None
-        tail = self.store.get_range(name, max(0, size - TRAILER_BYTES), TRAILER_BYTES)
-        trailer = decode_trailer(tail or b"", key, size)
-        data = self.store.get_range(name, trailer.footer_offset, trailer.footer_bytes)
-        return decode_footer(data or b"", key, trailer)
+        return read_footer(lambda begin, length: self.store.get_range(name, begin, length) or b"", key, size)[0]
 
     def part(self, first: int) -> Part | None:
         """The segment that begins with `first` without its data, by one ranged read where that holds all of it."""
@@ -132,9 +127,8 @@ class SegmentStream:
         if size is None:
             return None
         end = EndOfObject(self.store, name, size)
-        trailer = decode_trailer(end.read(max(0, size - TRAILER_BYTES), TRAILER_BYTES), key, size)
-        footer = decode_footer(end.read(trailer.footer_offset, trailer.footer_bytes), key, trailer)
-        facts = read_facts(end.read, key, footer.index, trailer.footer_offset)
+        footer, events_end = read_footer(end.read, key, size)
+        facts = read_facts(end.read, key, footer.index, events_end)
         return Part(first, footer.last, footer.index, facts, footer.state)
 
     def state_before(self, first: int) -> StreamState:
