@@ -13,10 +13,12 @@ Every process shares the machine's processors: what the clients lose by that sho
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,13 +114,13 @@ def warm(socket: Path, size_bytes: int) -> None:
         pipeline.collect(DEPTH)
 
 
-def measure(case: Case, pool: RemotePool, folder: Path, seconds: float) -> None:
-    """One row: without cuts, then with them."""
+def measure(case: Case, pool: RemotePool, folder: Path, seconds: float, seeds: Iterator[int]) -> None:
+    """One row: without cuts, then with them, each load at places of its own."""
     out, socket = folder / "writes.npy", folder / "nbd.sock"
-    with load(socket, case.size_bytes, seconds, case.rate, DEPTH, out):
+    with load(socket, case.size_bytes, seconds, case.rate, DEPTH, out, next(seeds)):
         pass
     quiet = read_load(out)
-    with load(socket, case.size_bytes, seconds, case.rate, DEPTH, out):
+    with load(socket, case.size_bytes, seconds, case.rate, DEPTH, out, next(seeds)):
         cuts = Cutter(pool).run(seconds)
     writes = read_load(out)
     near = around(writes, cuts.spans)
@@ -142,6 +144,7 @@ def main() -> None:
     print(
         f"{'p50, p99, max in ms':>48} |{'engine pause':>24} |{'no cuts':>24} |{'between cuts':>24} |{'around cuts':>24}"
     )
+    seeds = itertools.count(1)
     for size in sorted({case.size_bytes for case in CASES}):
         with tempfile.TemporaryDirectory(dir=given.folder) as name:
             folder = Path(name)
@@ -152,7 +155,7 @@ def main() -> None:
                 warm(folder / "nbd.sock", size)
                 for case in CASES:
                     if case.size_bytes == size:
-                        measure(case, pool, folder, given.seconds)
+                        measure(case, pool, folder, given.seconds, seeds)
 
 
 if __name__ == "__main__":
