@@ -20,6 +20,7 @@ Invariants
   N1  Nothing that holds something is overwritten: not a directory's files, not a device that doesn't begin with zeros,
       not the data file of another pool, however empty.
   N2  Superblock, catalogue and data file name one UUID; a raw data device is known by its own id and size.
+  N3  No pool is made inside another pool's directory.
 
 Failures: ConflictError (not empty, in use, being created), UsageError, NotFoundError, NoSpaceError, DeviceError.
 """
@@ -106,6 +107,7 @@ def create_pool(path: Path, plan: PoolPlan, *, reached: Callable[[str], None] = 
     """
     if plan.data is not None and plan.metadata is not None and plan.data.resolve() == plan.metadata.resolve():
         raise UsageError(f"{plan.data} can't be both the data and the metadata")
+    _refuse_inside(path)
     with _creating(path) as creation, ExitStack() as devices:
         reached("creating")
         data = devices.enter_context(creation.data_device(plan))
@@ -127,6 +129,14 @@ def create_pool(path: Path, plan: PoolPlan, *, reached: Callable[[str], None] = 
         _place(path / "metadata", plan.metadata)
         reached("metadata renamed")
     return new
+
+
+def _refuse_inside(path: Path) -> None:
+    """ConflictError if a directory above is a pool's: what it holds is that pool's alone (N3)."""
+    for above in path.resolve().parents:
+        metadata, others = above / "metadata", (above / "data", above / "catalog.db")
+        if (metadata.is_file() or metadata.is_block_device()) and any(each.exists() for each in others):
+            raise ConflictError(f"{path} lies inside the pool {above}", mend="name a directory beside that pool")
 
 
 def finish_creation(path: Path) -> None:

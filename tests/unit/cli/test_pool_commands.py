@@ -39,6 +39,18 @@ def test_create_makes_a_pool_that_status_shows(command: Command, tmp_path: Path)
     assert "0 B of 32 MiB used" in command("pool", "status", tmp_path / "p").out
 
 
+def test_create_refuses_a_place_inside_another_pool(command: Command, pool: Path) -> None:
+    """N3 of pool/creation: refused by the outer pool's name, and nothing is made."""
+    (pool / "folder").mkdir()
+    (pool.parent / "link").symlink_to(pool / "folder")
+    before = tree_of(pool)
+    for inside in (pool / "inner", pool / "folder", pool / "folder" / "inner", pool.parent / "link" / "inner"):
+        error = command("pool", "create", inside, "--size", "32MiB", "--json", code=4).error
+        assert error["message"] == f"{inside} lies inside the pool {pool}" and "beside" in error["mend"]
+    assert tree_of(pool) == before
+    command("pool", "create", pool.parent / "beside", "--size", "32MiB")
+
+
 def test_create_takes_devices_that_are_there_and_a_preset(command: Command, tmp_path: Path) -> None:
     for name, size in (("d", 64 * MIB), ("m", 4 * MIB)):
         FileDevice.create(tmp_path / name, size).close()
