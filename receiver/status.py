@@ -22,6 +22,7 @@ from replicator.history.retention import RetentionPolicy
 from replicator.units import format_duration
 
 SCHEMA_VERSION = 1
+_FIRST = "publish a volume to it, at its source: replicator agent run POOL --log LOG --listen ADDRESS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ def report(progresses: Sequence[Progress], standing: Standing, now_ns: int, zone
     order = {id(verdict): place for place, verdict in enumerate(worst_first(verdict for _, verdict in judged))}
     judged.sort(key=lambda pair: order[id(pair[1])])
     severity = overall([verdict for _, verdict in judged])
-    if standing.troubles:
+    if standing.troubles or not judged:
         severity = max(severity, Severity.WARNING)
     return {
         "schema_version": SCHEMA_VERSION,
@@ -62,6 +63,7 @@ def report(progresses: Sequence[Progress], standing: Standing, now_ns: int, zone
         "now_ns": now_ns,
         "severity": int(severity),
         "headline": _headline([verdict for _, verdict in judged], standing, now_ns, zone),
+        "mend": None if judged or standing.troubles else _FIRST,
         "volumes": [_volume(each, verdict, standing, now_ns, zone) for each, verdict in judged],
         "metadata_used": standing.last_round.metadata_used if standing.last_round else None,
         "notes": _notes(standing),
@@ -82,7 +84,7 @@ def _headline(verdicts: list[Verdict], standing: Standing, now_ns: int, zone: tz
     if standing.troubles:
         return standing.troubles[0]
     if not verdicts:
-        return f"the log {standing.log} has no volumes yet"
+        return f"NOTHING IS REPLICATED: the log {standing.log} has no volumes yet"
     worst = worst_first(verdicts)[0]
     if len(verdicts) == 1 or worst.severity > Severity.WELL:
         return f"{worst.volume} {worst.headline(now_ns, zone)}"
@@ -137,6 +139,8 @@ def _age_s(timestamp_ns: int | None, now_ns: int) -> float | None:
 def lines_of(document: Mapping[str, Any], zone: tzinfo) -> list[str]:
     """The same for people."""
     lines = [str(document["headline"])]
+    if document.get("mend"):
+        lines.append(f"  {document['mend']}")
     for each in document["volumes"]:
         lines.append(f"  {each['volume']}: {each['headline']}")
         if each["newest_ns"] is not None:

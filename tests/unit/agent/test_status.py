@@ -51,6 +51,15 @@ def test_the_headline(facts: VolumeFacts, headline: str, severity: int) -> None:
     assert text(shown).splitlines()[0] == shown["headline"]
 
 
+def test_without_a_volume_nothing_is_protected() -> None:
+    shown = status()
+    assert (shown["severity"], shown["protected"]) == (1, False)
+    assert text(shown).splitlines()[:2] == [
+        "NOT PROTECTED: there is no volume",
+        "  replicator volume create POOL NAME --size SIZE",
+    ]
+
+
 def test_the_worst_comes_first_and_brings_its_mend() -> None:
     failing = replace(WELL, name="vm2", failure=Failure(NOW - 5 * S, "fenced", "stop one of the two"))
     shown = status(WELL, failing)

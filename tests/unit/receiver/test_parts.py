@@ -158,6 +158,8 @@ def test_a_stopped_agent_shows() -> None:
 
 
 def test_an_empty_log_and_trouble_of_its_own() -> None:
-    assert "no volumes yet" in report([], standing(), NOW, UTC)["headline"]
+    empty = report([], standing(), NOW, UTC)
+    assert empty["severity"] == 1 and empty["headline"] == "NOTHING IS REPLICATED: the log /srv/l has no volumes yet"
+    assert lines_of(empty, UTC) == [empty["headline"], f"  {empty['mend']}"] and "agent run" in empty["mend"]
     found = report([], standing(troubles=("the pool can't be reached: gone",)), NOW, UTC)
     assert found["severity"] == 1 and found["headline"].startswith("the pool can't")
