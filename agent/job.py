@@ -35,6 +35,7 @@ from replicator.log.interface import Log
 from replicator.log.opening import log_url, open_log
 from replicator.pool.catalogue_schema import Role
 from replicator.pool.daemons import ANSWER_S, ask
+from replicator.pool.ending import stop_daemon
 from replicator.pool.opening import open_pool, require_pool
 from replicator.pool.reading import read_pool
 from replicator.pool.sockets import connect
@@ -55,18 +56,19 @@ def ask_agent(pool: Path, method: str, timeout_s: float = ANSWER_S, **arguments:
     except UnavailableError as error:
         if is_running(pool):
             raise
-        mend = f"replicator agent run {pool} --log LOG --listen ADDRESS"
-        raise NotFoundError(f"no agent runs for {pool}", mend=mend) from error
+        raise _none_runs(pool) from error
 
 
-def stop_agent(pool: Path, timeout_s: float) -> None:
-    """Ask the running agent to stop; NotFoundError where none ran. It may be gone before its answer is sent."""
-    ran = is_running(pool)
-    try:
-        ask_agent(pool, "stop", timeout_s)
-    except NotFoundError:
-        if not ran:
-            raise
+def stop_agent(pool: Path, wait_s: float) -> None:
+    """Stop the running agent, and return when it is gone; NotFoundError where none ran."""
+    require_pool(pool)
+    if stop_daemon(pool, SOCKET_NAME, wait_s) is None:
+        raise _none_runs(pool)
+
+
+def _none_runs(pool: Path) -> NotFoundError:
+    mend = f"replicator agent run {pool} --log LOG --listen ADDRESS"
+    return NotFoundError(f"no agent runs for {pool}", mend=mend)
 
 
 def is_running(pool: Path) -> bool:

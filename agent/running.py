@@ -16,7 +16,7 @@ from agent.config import AgentConfig
 from agent.context import host_name
 from agent.daemon import Agent
 from replicator.cli.show import local_zone
-from replicator.exporter.address import parse_address
+from replicator.exporter.address import check_tls, parse_address
 from replicator.exporter.journal import Journal
 from replicator.exporter.signals import stopped_by_signals
 from replicator.exporter.supervise import Listeners, connect, end_started_by
@@ -34,8 +34,9 @@ OURS = "agent"
 def run_agent(config: AgentConfig) -> None:
     """Run until SIGTERM, SIGINT, or `agent stop`."""
     require_pool(config.pool)
+    check_tls(config.tls)  # before a process is started that would refuse it, as the addresses
     for each in config.listen:
-        parse_address(each)  # before a process is started that would refuse it
+        parse_address(each)
     config = replace(config, pool=config.pool.absolute(), log=log_url(config.log))
     clock = SystemClock()
     journal = Journal(sys.stderr, clock.now_ns)

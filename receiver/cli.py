@@ -123,7 +123,7 @@ def status(pool: Path, as_json: bool) -> int:
 def stop(pool: Path, as_json: bool) -> None:
     """Stop the receiver, and the exporter that it started.
 
-    Returns when it is gone. What it was applying is committed whole or not at all; the next start goes on from there.
+    Returns when both are gone. What it was applying is committed whole or not at all; the next start goes on from it.
 
     \b
     replicator receiver stop /srv/replica
@@ -161,6 +161,8 @@ def verify(pool: Path, log: str, points: tuple[str, ...], as_json: bool) -> None
         word = "equal" if each["equal"] else "DIFFERS"
         unknown = f", {each['chunks_unknown']} unknown (trimmed)" if each["chunks_unknown"] else ""
         click.echo(f"{each['volume']}@{each['number']}: {word}, {each['chunks_compared']} chunks compared{unknown}")
+    if not as_json and not found["points"]:
+        click.echo(f"{pool} has no replica with a point: there is nothing to verify")
     require_equal(found)
 
 

@@ -35,6 +35,7 @@ from replicator.exporter.supervise import Listeners, connect, end_started_by
 from replicator.log.interface import Registration
 from replicator.log.opening import is_log, log_url, open_log
 from replicator.pool.daemons import ANSWER_S, ask
+from replicator.pool.ending import stop_daemon
 from replicator.pool.interface import Pool
 from replicator.pool.opening import open_pool, require_pool
 from replicator.pool.reading import read_pool
@@ -43,7 +44,6 @@ from replicator.repository.patience import StopWaiter
 from replicator.repository.remembered import remembered_log
 
 OURS = "receiver"
-_STEP_S = 0.05
 
 
 def local_zone() -> tzinfo:
@@ -127,25 +127,21 @@ def ask_receiver(pool: Path, method: str) -> dict[str, Any]:
     """The running receiver's answer; NotFoundError where none runs."""
     require_pool(pool)
     if not is_running(pool):
-        mend = f"replicator receiver run {pool} --log LOG"
-        raise NotFoundError(f"no receiver runs for {pool}: nothing is applied", mend=mend)
+        raise _none_runs(pool)
     return ask(pool, SOCKET_NAME, method)
 
 
+def _none_runs(pool: Path) -> NotFoundError:
+    mend = f"replicator receiver run {pool} --log LOG"
+    return NotFoundError(f"no receiver runs for {pool}: nothing is applied", mend=mend)
+
+
 def stop_receiver(pool: Path, wait_s: float) -> dict[str, Any]:
-    """Ask it to stop, and wait until it is gone, which may be before it has answered; NotFoundError where none ran."""
-    ran = is_running(pool)
-    answer: dict[str, Any] = {}
-    try:
-        answer = ask_receiver(pool, "stop")
-    except (UnavailableError, NotFoundError):
-        if not ran:
-            raise
-    end = time.monotonic() + wait_s
-    while is_running(pool):
-        if time.monotonic() >= end:
-            raise UnavailableError(f"the receiver of {pool} still runs after {wait_s:.0f} s (pid {answer.get('pid')})")
-        time.sleep(_STEP_S)
+    """Stop it, and return when it is gone, with what it answered, if it did; NotFoundError where none ran."""
+    require_pool(pool)
+    answer = stop_daemon(pool, SOCKET_NAME, wait_s)
+    if answer is None:
+        raise _none_runs(pool)
     return answer
 
 

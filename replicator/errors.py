@@ -90,6 +90,12 @@ class DeviceError(ReplicatorError):
         self.errno = errno_
 
 
+class SocketError(ReplicatorError):
+    """A socket can't be listened on: which, and why. Another address, or its folder's rights, may do."""
+
+    kind = "socket"
+
+
 class UnavailableError(ReplicatorError):
     """A peer or a log can't be reached now; trying again later may do."""
 

@@ -12,10 +12,14 @@ import click
 from replicator.cli.log_archive import archive_log
 from replicator.cli.log_serve import serve_log
 from replicator.cli.show import json_option, print_json, print_json_array, print_table, size_text
-from replicator.errors import DamageError, FormatError
+from replicator.errors import DamageError, FormatError, NotFoundError
 
 if TYPE_CHECKING:
-    from replicator.log.interface import Log
+    from collections.abc import Iterator
+
+    from replicator.events.codec import Event
+    from replicator.history.resolve import NamedVolume
+    from replicator.log.interface import Log, StreamReader
     from replicator.repository.verify import Verified
 
 
@@ -126,15 +130,39 @@ def show_log(url: str, volume: str, timeline: int | None, begin: int, as_json: b
     with Source(url, log=open_log(url)) as source:
         assert source.log is not None
         found = source.volume(volume)
-        number = timeline or max(source.log.timelines(found.uuid), default=1)
-        reader = source.log.reader(found.uuid, number)
-        events = reader.read(max(begin, reader.start().sequence + 1))
+        number = _timeline(source.log, found, timeline)
+        events = _events(source.log.reader(found.uuid, number), f"timeline {number} of {found.name}", begin)
         if as_json:
             print_json_array(map(event_document, events))
             return
+        shown = False
         for event in events:
-            header = event.header
+            header, shown = event.header, True
             click.echo(f"{number}:{header.sequence:<8} {type(event.body).__name__:<21} {event_text(event)}")
+        if not shown:
+            click.echo(f"timeline {number} of {found.name} has no event {begin} yet", err=True)
+
+
+def _events(reader: StreamReader, name: str, begin: int) -> Iterator[Event]:
+    """Those from `begin` on that are kept; NotFoundError behind the next one to come."""
+    from replicator.log.errors import LostEndError
+
+    try:
+        yield from reader.read(max(begin, reader.start().sequence + 1))
+    except LostEndError as error:
+        raise NotFoundError(f"{name} has no event {begin}: the last one is {error.end}") from error
+
+
+def _timeline(log: Log, volume: NamedVolume, asked: int | None) -> int:
+    """The timeline that is meant, the newest by default; NotFoundError for one that isn't there."""
+    there = log.timelines(volume.uuid)
+    if asked is not None and asked not in there:
+        known = ", ".join(map(str, there)) or "none"
+        raise NotFoundError(
+            f"{volume.name} has no timeline {asked}; there are: {known}",
+            mend=f"--timeline {there[-1]}" if there else None,
+        )
+    return asked or max(there, default=1)
 
 
 @log.command("verify")

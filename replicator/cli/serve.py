@@ -61,10 +61,12 @@ def serve(
     replicator serve /srv/replica vm1@-5m --read-only --listen unix:/run/old.sock
     replicator serve ssh://backup@host/srv/log vm1@latest --read-only --listen unix:/run/old.sock
     """
+    from replicator.exporter.address import check_tls
     from replicator.pool.control_values import ListenAsked
 
     files = {"certificate": tls_certificate, "key": tls_key, "ca": tls_ca, "required": "yes" if tls_required else None}
     tls = {name: value for name, value in files.items() if value}
+    check_tls(tls)
     listeners = tuple(ListenAsked(address, list(names), read_only, tls) for address in addresses)
     try:
         _serve(pool, listeners, group, started_by, ready_fd)
@@ -84,9 +86,10 @@ def _serve(
     from replicator.pool.locks import OwnedElsewhereError
     from replicator.pool.remote import RemotePool
 
-    def ready(served: Sequence[ExportFacts]) -> None:
-        for facts in served:
-            click.echo(f"serving {facts.name} at {facts.uri}{' (read-only)' if facts.read_only else ''}", err=True)
+    def ready(served: Sequence[ExportFacts], asked: Sequence[ListenAsked] = listeners) -> None:
+        if asked or started_by == "own":  # the journal of a daemon needs no word of its exporter's own socket
+            for line in _served_lines(place, asked, served):
+                click.echo(line, err=True)
         if ready_fd is not None:
             os.write(ready_fd, b"READY\n")
             os.close(ready_fd)
@@ -104,4 +107,15 @@ def _serve(
             raise
         with RemotePool(path) as owner:
             for asked in listeners:
-                ready(owner.listen(asked))
+                ready(owner.listen(asked), [asked])
+
+
+def _served_lines(place: str, listeners: Sequence[ListenAsked], served: Sequence[ExportFacts]) -> list[str]:
+    """Where clients find what is served; without any, where this process listens."""
+    if served:
+        return [f"serving {each.name} at {each.uri}{' (read-only)' if each.read_only else ''}" for each in served]
+    from replicator.pool.control_connection import SOCKET_NAME
+
+    if listeners:
+        return [f"listening at {each.address}; there is nothing to serve yet" for each in listeners]
+    return [f"listening at {Path(place) / SOCKET_NAME} for commands and agents; no NBD: add --listen ADDRESS"]

@@ -22,12 +22,12 @@ import grp
 import os
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from replicator.errors import ConflictError, DeviceError, ReplicatorError, UsageError
+from replicator.errors import ConflictError, ReplicatorError, SocketError, UsageError
 from replicator.nbd.protocol import DEFAULT_PORT
 
 SOCKET_GROUP = "replicator"
@@ -80,6 +80,16 @@ def _parse_tcp(text: str, rest: str) -> TcpAddress:
     if not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
         raise UsageError(f"{text!r} is not an address", mend="write it like tcp:HOST:PORT")
     return TcpAddress(host, int(port))
+
+
+def check_tls(files: Mapping[str, str]) -> None:
+    """UsageError unless these are what a listener's TLS takes: nothing, or a certificate with its key and what else."""
+    unknown = sorted(files.keys() - {"certificate", "key", "ca", "required"})
+    if unknown:
+        raise UsageError(f"TLS takes certificate, key, ca and required, not {', '.join(unknown)}")
+    missing = [name for name in ("certificate", "key") if name not in files]
+    if files and missing:
+        raise UsageError(f"TLS needs a {' and a '.join(missing)}", mend="--tls-certificate FILE --tls-key FILE")
 
 
 def bind(address: Address) -> tuple[socket.socket, Address]:
@@ -183,4 +193,4 @@ def _refusal(address: Address, error: OSError) -> ReplicatorError:
     reason = error.strerror or str(error)
     if error.errno in (98, 11):  # EADDRINUSE; EAGAIN: its backlog is full, so it lives
         return ConflictError(f"another process listens on {address}", mend="stop it, or name another address")
-    return DeviceError(f"listening on {address}", 0, error.errno or 5, reason)
+    return SocketError(f"can't listen on {address}: {reason}", mend="name an address that this user may listen on")

@@ -31,7 +31,7 @@ import numpy as np
 
 from replicator.blockdev.interface import BlockDevice
 from replicator.errors import ConflictError, NotFoundError, ReplicatorError, UsageError
-from replicator.exporter.address import Address, UnixAddress, parse_address
+from replicator.exporter.address import Address, UnixAddress, check_tls, parse_address
 from replicator.exporter.connection import Security
 from replicator.exporter.exports import ChangedRuns, Export, Exports
 from replicator.exporter.listener import NbdServer, ServerSettings
@@ -274,9 +274,7 @@ def security_of(tls: dict[str, str]) -> Security:
     """The TLS stance that a listener was asked for: `certificate`, `key`, optionally `ca` and `required`."""
     if not tls:
         return Security()
-    unknown = sorted(tls.keys() - {"certificate", "key", "ca", "required"})
-    if unknown or "certificate" not in tls or "key" not in tls:
-        raise UsageError("TLS takes certificate and key, and may take ca and required", mend=", ".join(unknown) or None)
+    check_tls(tls)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:

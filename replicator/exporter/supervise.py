@@ -23,14 +23,19 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from replicator.errors import ConflictError, ReplicatorError, UnavailableError
+from replicator.errors import ConflictError, ReplicatorError, UnavailableError, UsageError
+from replicator.pool.control_connection import SOCKET_NAME
 from replicator.pool.control_values import ListenAsked
+from replicator.pool.ending import Listening
 from replicator.pool.interface import Pool
 from replicator.pool.opening import require_pool
 from replicator.pool.remote import RemotePool
 
 START_S = 120.0
 """How long an exporter may take to open its pool: syncing devices and replaying what a dead one left."""
+
+END_S = 240.0
+"""How long one may take to end: its last commit. Less than those wait who stop a daemon (300 s, systemd as well)."""
 
 _SLIM = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
 _MESSAGE_BYTES = 65536
@@ -88,13 +93,23 @@ class Listeners:
 
 
 def end_started_by(pool: Pool, starter: str) -> None:
-    """Stop the exporter behind `pool`, if `starter` started it: what a clean stop of its daemon does.
+    """Stop the exporter behind `pool`, if `starter` started it, and return when its process is gone.
 
-    One that is gone already, or goes before it has answered, has ended.
+    What a clean stop of its daemon does. One that is gone already, or goes before it has answered, has ended.
     """
-    if isinstance(pool, RemotePool) and pool.owner.started_by == starter:
-        with suppress(UnavailableError):
+    if not isinstance(pool, RemotePool) or pool.owner.started_by != starter:
+        return
+    try:
+        exporter = Listening(pool.path, SOCKET_NAME)
+    except UnavailableError:
+        return
+    with exporter:
+        try:
             pool.stop()
+        except UnavailableError:
+            if exporter.pid != pool.owner.pid:
+                return  # another one came, who wasn't asked
+        exporter.wait_gone(END_S)
 
 
 def _start(path: Path, started_by: str, listener: ListenAsked | None, group: str | None) -> None:
@@ -138,6 +153,7 @@ def _await(receiving: int, child: subprocess.Popen[bytes], path: Path) -> None:
         return
     code = child.wait()
     message = said.strip() or f"it ended with exit code {code}"
-    if code == ConflictError.exit_code:
-        raise ConflictError(message)
+    for kind in (UsageError, ConflictError):
+        if code == kind.exit_code:
+            raise kind(message)
     raise ReplicatorError(f"the exporter of {path} couldn't be started: {message}")

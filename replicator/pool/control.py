@@ -48,6 +48,7 @@ from replicator.errors import (
     NoSpaceError,
     NotFoundError,
     ReplicatorError,
+    SocketError,
     UnavailableError,
     UsageError,
 )
@@ -203,6 +204,7 @@ _ERRORS: dict[str, type[ReplicatorError]] = {
         NotFoundError,
         NoSpaceError,
         DeviceError,
+        SocketError,
         UnavailableError,
         BrokenPoolError,
     )

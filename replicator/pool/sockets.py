@@ -15,7 +15,7 @@ Invariants
   S1  A socket file is replaced only when nobody listens there; ConflictError otherwise.
   S2  Looking and replacing happen under the directory's flock: of two that start at once one is refused.
 
-Failures: ConflictError, UnavailableError (nobody listens), DeviceError, UsageError (an unknown group).
+Failures: ConflictError, UnavailableError (nobody listens), SocketError, UsageError (an unknown group).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from replicator.errors import ConflictError, DeviceError, UnavailableError, UsageError
+from replicator.errors import ConflictError, SocketError, UnavailableError, UsageError
 
 BACKLOG = 64
 _SO_PEERGROUPS = 59  # asm-generic/socket.h; Python has no name for it
@@ -86,8 +86,8 @@ class PoolSocket:
                 self._bind(folder, group)
         except OSError as error:
             self.socket.close()
-            number = error.errno or errno.EIO
-            raise DeviceError(f"listening at {directory / name}", 0, number, error.strerror or str(error)) from error
+            mend = f"{directory} must be a folder, on a disk with room, that this user may write to"
+            raise SocketError(f"can't listen at {directory / name}: {error.strerror or error}", mend=mend) from error
         except BaseException:
             self.socket.close()
             raise

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from replicator.errors import ConflictError, DeviceError, UsageError
+from replicator.errors import ConflictError, SocketError, UsageError
 from replicator.exporter.address import TcpAddress, UnixAddress, bind, connect_unix, parse_address, unlink_own
 
 
@@ -76,8 +76,9 @@ def test_long_paths_are_reached_through_their_folder(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_not_there_is_an_error_of_ours(tmp_path: Path) -> None:
-    with pytest.raises(DeviceError):
+    with pytest.raises(SocketError, match=r"can't listen on unix:\S+/none/s: No such file or directory$") as caught:
         bind(UnixAddress(tmp_path / "none" / "s"))
+    assert caught.value.mend
 
 
 def test_tcp_ports_are_the_kernels_choice_and_taken_once() -> None:

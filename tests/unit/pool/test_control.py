@@ -16,6 +16,7 @@ from replicator.errors import (
     NoSpaceError,
     NotFoundError,
     ReplicatorError,
+    SocketError,
     UnavailableError,
     UsageError,
 )
@@ -51,6 +52,7 @@ ERRORS: list[ReplicatorError] = [
     NotFoundError("g"),
     NoSpaceError("h", mend="grow it"),
     DeviceError("reading x", 4096, 5, "Input/output error"),
+    SocketError("k"),
     UnavailableError("i"),
     BrokenPoolError("j"),
 ]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from replicator.errors import ConflictError, NotFoundError, UnavailableError, UsageError
+from replicator.errors import ConflictError, NotFoundError, SocketError, UnavailableError, UsageError
 from replicator.pool import locks, sockets
 from replicator.pool.locks import OwnedElsewhereError, PoolLock, owner_pid, refuse_network_file_system
 from replicator.pool.opening import open_pool, own_pool
@@ -125,6 +125,11 @@ def test_sockets_have_any_length_of_path_and_the_mode_asked_for(tmp_path: Path) 
         sockets.connect(deep, "control", 5)
     with pytest.raises(UsageError, match="group"):
         sockets.group_id("no such group")
+
+
+def test_a_socket_that_cant_be_is_told_as_one(tmp_path: Path) -> None:
+    with pytest.raises(SocketError, match=r"^can't listen at \S+/none/agent: No such file or directory$"):
+        sockets.PoolSocket(tmp_path / "none", "agent")
 
 
 def test_a_living_socket_is_not_replaced_and_a_dead_one_is(tmp_path: Path) -> None:
