@@ -1,7 +1,7 @@
 """One interface for all logs: append with an expected position, read, follow, tail, beacon, trim.
 
 Called by the publisher (StreamWriter), the follower and restore (StreamReader). One contract, one suite for every
-implementation (tests/contracts/test_log.py):
+implementation (tests/contracts/test_log.py, L11 in test_lost_end.py):
 
   L1  What `Appended.durable` names survives a crash and a power cut of the log's host, in this order, unchanged.
   L2  An append is refused as AppendConflict, with nothing written, if the stream doesn't end at `expected`, or
@@ -19,6 +19,8 @@ implementation (tests/contracts/test_log.py):
       stays readable throughout, and a crash in the middle leaves either the old or the new start.
   L10 Trimming never removes an event that a registered receiver has not verified, whatever position was asked for.
       A registration is replaced as a whole, and holds until it is forgotten, however long its receiver is silent.
+  L11 Where the log lost its end under an open writer (it was put back from an older copy), the next append is an
+      AppendConflict, with nothing written: no event ever stands behind a hole.
 """
 
 from __future__ import annotations

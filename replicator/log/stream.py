@@ -7,7 +7,7 @@ Invariants
   D1  A missing name that is at or above `start`, with a later name or a beacon beyond it, is a gap: LogGapError, never
       idleness. A writer goes on at the tail, never in a gap. The beacon of an epoch before the tail's says nothing.
   D2  What is below `start` is trimmed: TrimmedError.
-  D3  A segment that has a successor is durable (a segment is put only when its predecessor is known to stand).
+  D3  A segment that has a successor is durable (a segment is put only while its predecessor stands: W1 of writer).
 """
 
 from __future__ import annotations
@@ -175,30 +175,33 @@ class SegmentStream:
         footer = self.footer(last) if last is not None else None
         return footer.state if footer else self.start()
 
-    def checked_tail(self) -> StreamState:
-        """As `tail`, with the last segment read whole and made durable (D3).
+    def checked_end(self) -> tuple[StreamState, int | None]:
+        """As `tail`, with the last segment read whole and made durable (D3), and where that begins; None: no segment.
 
         Whether the log lost its end is for the publisher to find, who knows what it published.
         """
         last = self.last_first()
-        footer = self._checked(last) if last is not None else None
-        if last is None or footer is None:
-            return self.start()
+        if last is None:
+            return self.start(), None
+        footer = self._checked(last)
         self.store.settle(self.name_of(last))
-        return footer.state
+        return footer.state, last
 
-    def _checked(self, first: int) -> Footer | None:
+    def _checked(self, first: int) -> Footer:
         """The footer of the segment that begins with `first`, every byte checked; a large one isn't held whole."""
         name = self.name_of(first)
+        gone = UnavailableError(f"{name} went away from {self.store.name} while it was read")
         size = self.store.size(name)
         if size is None or size <= PIECE_BYTES:
             segment = self.load(first)
-            return segment.footer if segment is not None else None
+            if segment is None:
+                raise gone
+            return segment.footer
 
         def read(offset: int, length: int) -> bytes:
             data = self.store.get_range(name, offset, length)
             if data is None:
-                raise UnavailableError(f"{name} went away from {self.store.name} while it was read")
+                raise gone
             return data
 
         return check_segment(read, self.key_of(first), size)

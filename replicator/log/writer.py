@@ -10,13 +10,20 @@ Failure table. `n` is the first event that isn't durable, the segment to come is
 
     dies or fails at                      what stands                     who goes on
     writing the sink                      events below n                  settle: the tail is n - 1; sent again from n
+    looking for the predecessor           events below n                  the same
     the put, before the name is given     events below n, a stray         the same; the next PublisherOpened sweeps
     the put, after                        the segment, whole              settle finds it: AppendUnknown becomes done
     between two segments of an append     the first of them               settle: the tail is the first one's last event
     catalogue entry after the segment     the segment; an old entry       rewritten at the next PublisherOpened
 
+    the log is put back from an older     events below an earlier m       W1: AppendConflict at the next put, whatever
+    copy, while a writer is open                                          it says; settle finds the tail m - 1
+
 Invariants, beside those of every writer (rolling, G1 to G3)
-  W1  A segment is put only when its predecessor is known to stand: it was found durable at opening, or put by us.
+  W1  A segment is put only when its predecessor is known to stand: it was found durable at opening, or put by us, and
+      its name is looked for again right before the put. So an end that went away under us isn't built on: that would
+      be a hole behind which we go on, content, and nobody can ever read. It costs one request a segment; a log that is
+      put back between that look and the put is not noticed.
   W2  Strays are swept by whoever's PublisherOpened stands, and by nobody else.
 """
 
@@ -39,10 +46,12 @@ class SegmentWriter(RollingWriter):
     def __init__(self, stream: SegmentStream) -> None:
         self._stream = stream
         self._builder: SegmentBuilder | None = None
+        self._last: int | None = None  # where the last segment begins
         super().__init__()
 
     def _read_tail(self) -> StreamState:
-        return self._stream.checked_tail()
+        state, self._last = self._stream.checked_end()
+        return state
 
     def _gather(self, event: Event, before: StreamState) -> None:
         if self._builder is None:
@@ -66,17 +75,27 @@ class SegmentWriter(RollingWriter):
         builder, self._builder = self._builder, None
         if builder is None:
             return None
+        first = self._durable.sequence + 1
         try:
+            gone = self._gone()
+            if gone:
+                return self._conflict(self._durable.link, f"{gone} went away: the log lost its end")
             stands = builder.commit()
         except PutUnknownError as error:
             return AppendUnknown(self._durable, error.message)
         finally:
             builder.abort()
         if not stands:
-            name = self._stream.name_of(self._durable.sequence + 1)
-            return self._conflict(self._durable.link, f"somebody else put {name}")
-        self._durable = builder.state
+            return self._conflict(self._durable.link, f"somebody else put {self._stream.name_of(first)}")
+        self._durable, self._last = builder.state, first
         return None
+
+    def _gone(self) -> str:
+        """The name of the last segment, if it doesn't stand any more (W1)."""
+        if self._last is None:
+            return ""
+        name = self._stream.name_of(self._last)
+        return "" if self._stream.store.size(name) is not None else name
 
     def _on_opened(self) -> None:
         """W2."""

@@ -24,7 +24,7 @@ from agent.worker import GroupWorker, Plan
 from receiver.access import PoolAccess
 from receiver.follow import Follower, World
 from replicator.errors import ConflictError, DamageError
-from replicator.events.bodies import PublisherOpened, TransactionBegan
+from replicator.events.bodies import PointLabelled, PublisherOpened, TransactionBegan
 from replicator.events.state import Life
 from replicator.events.stream_errors import StreamConflictError
 from replicator.events.values import DeltaKind
@@ -239,6 +239,23 @@ def test_a_log_that_lost_its_end_is_sent_it_again(
     with pytest.raises((StreamConflictError, DamageError)):
         receiver.follow()
     print(told)
+
+
+def test_a_label_is_not_said_behind_an_end_that_went(hosts: Hosts, tmp_path: Path, opened: ExitStack) -> None:
+    alpha = hosts.alpha
+    kept = alpha.log.reader(VOLUME, 1).tail()
+    alpha.publish()
+    alpha.publish()
+    hosts.place.lose_behind(VOLUME, kept.sequence)
+    assert kept.committed is not None
+    label = PointLabelled(kept.committed, "friday", 7)
+    said = alpha.worker.ask(lambda publisher: publisher.say(VOLUME, label))
+    for _ in range(3):
+        alpha.step()
+    assert said.error is None and alpha.worker.over is None
+    fresh = Receiver(tmp_path / "fresh", hosts.place.open(), opened)
+    assert fresh.follow() == alpha.host.content(), "nobody can read what stands behind a hole"
+    assert label in [event.body for event in alpha.log.reader(VOLUME, 1).read(1)]
 
 
 def test_a_log_that_lost_all_but_others_asks_for_a_person(hosts: Hosts, tmp_path: Path, opened: ExitStack) -> None:
