@@ -4,6 +4,7 @@ interface    Log, StreamWriter, StreamReader, and the outcomes of an append
 errors       what a log's reader may meet: a damaged segment, a gap, what was trimmed, a lost end
 names        what each object is called
 records      the small objects: marker, catalogue entry, start of what is kept, claim of a timeline
+discovery    volumes by the catalogue, and by their streams where that is damaged
 parts        a stream without its data: indexes, facts, single frames; from the events where a log has no footers
 index        a segment's footer: chunk -> event, frame, page, mask, hash
 segment      the file format of a run of events

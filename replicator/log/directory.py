@@ -19,6 +19,10 @@ Failure table of `create(name)` ... `commit()`, the put of a segment. What a cra
 
     `put` of a small object: 1 to 5, then rename over the name, fsync the folder: old or new, never torn.
 
+A folder that was made or found once is known to be durable, and not synced again. Where one is gone all the same (the
+log was put back from an older copy), that try fails, and all of them are asked again by the next one; but only where
+the log's marker stands: a folder that isn't mounted is never written into.
+
 So a reader sees an object whole or not at all. What it sees after 6 and before 7 could still be lost by a power
 cut; whoever builds on it first calls `settle`, which syncs the folders (T4): an opener may find folders and links
 that a dead process made and didn't sync. Strays are never read; their stream's owner sweeps them.
@@ -39,6 +43,7 @@ from replicator._buffer import Buffer
 from replicator.errors import FormatError, NoSpaceError, ReplicatorError, UnavailableError
 from replicator.log.errors import PutUnknownError
 from replicator.log.files import Files, OsFiles
+from replicator.log.names import MARKER
 from replicator.units import MIB
 
 TEMPORARY = "temporary"
@@ -107,11 +112,17 @@ class DirectoryStore:
             sink.abort()
 
     def get(self, name: str, limit_bytes: int) -> bytes | None:
-        """The whole object, bounded."""
+        """The whole object, bounded; one that is replaced meanwhile is the old one or the new one."""
         size = self.size(name)
-        if size is not None and size > limit_bytes:
+        if size is None:
+            return None
+        data = self.get_range(name, 0, size + 1) if size <= limit_bytes else None
+        if data is not None and size < len(data):  # a longer one came between; its length is read with it
+            data = self.get_range(name, 0, limit_bytes + 1)
+            size = len(data) if data is not None else 0
+        if size > limit_bytes:
             raise FormatError(self.path(name), f"at most {limit_bytes} bytes", f"{size} bytes")
-        return None if size is None else self.get_range(name, 0, size)
+        return data
 
     def get_range(self, name: str, offset_bytes: int, length_bytes: int) -> bytes | None:
         """A part of the object, shorter at its end."""
@@ -184,6 +195,23 @@ class DirectoryStore:
             if stray.startswith(stem):
                 self.delete(f"{TEMPORARY}/{stray}")
 
+    @contextmanager
+    def writing(self, path: str) -> Iterator[None]:
+        """Typed errors; where a folder on the way to `path` is gone, what is known of folders is doubted."""
+        try:
+            yield
+        except FileNotFoundError as error:
+            self.doubt_folders()
+            raise _typed(path, error) from error
+        except OSError as error:
+            raise _typed(path, error) from error
+
+    def doubt_folders(self) -> None:
+        """A folder that was known to stand is gone: make sure of each again, if this still is the log."""
+        with suppress(ReplicatorError):
+            if self.size(MARKER) is not None:
+                self._durable_folders.clear()
+
     def temporary_path(self, name: str) -> str:
         """Where the object `name` stands while it has no name."""
         return self.path(f"{TEMPORARY}/{name.replace('/', '~')}.{self._files.token()}")
@@ -210,7 +238,7 @@ class DirectoryStore:
             folder = "/".join(folders[:depth])
             if folder in self._durable_folders:
                 continue
-            with _typed_errors(self.path(folder)), suppress(FileExistsError):
+            with self.writing(self.path(folder)), suppress(FileExistsError):
                 self._files.mkdir(self.path(folder))
             self.sync_folder("/".join(folders[: depth - 1]))
             if len(self._durable_folders) >= _KNOWN_FOLDERS_MAX:
@@ -226,7 +254,7 @@ class DirectorySink:
         self._files = files
         self._name = name
         self._temporary = store.temporary_path(name)
-        with _typed_errors(self._temporary):
+        with store.writing(self._temporary):
             self._descriptor = files.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         self._written_bytes = self._started_bytes = 0
 
@@ -256,6 +284,7 @@ class DirectorySink:
         except FileNotFoundError as error:  # swept by the next owner: this link didn't give the name
             if self._store.size(self._name) is not None:
                 return False
+            self._store.doubt_folders()
             raise _typed(self._temporary, error) from error
         except OSError as error:
             raise PutUnknownError(f"log directory: {path}: {error.strerror or error}") from error
@@ -267,7 +296,7 @@ class DirectorySink:
         """Steps 3 to 5, and a rename over the name."""
         self._finish()
         path = self._store.path(self._name)
-        with _typed_errors(path):
+        with self._store.writing(path):
             self._files.rename(self._temporary, path)
         self._temporary = ""
         self._sync_name(path)

@@ -3,6 +3,7 @@
     object        replicator-log, catalogue/VOLUME, beacons/VOLUME, receivers/VOLUME/RECEIVER,
                   VOLUME/TIMELINE/claim, VOLUME/TIMELINE/start, VOLUME/TIMELINE/FOLDER/SEQUENCE
     replaceable   beacons/VOLUME, catalogue/VOLUME, receivers/VOLUME/RECEIVER: also by who may only append
+    trimmed       VOLUME/TIMELINE/start: says what was trimmed, so nobody who may only append writes it, not even first
     prefix        what is listed: the root, catalogue, receivers/VOLUME, VOLUME, VOLUME/TIMELINE, VOLUME/TIMELINE/FOLDER
     owned         what a publisher sweeps: VOLUME/TIMELINE/, beacons/VOLUME, catalogue/VOLUME
 
@@ -24,6 +25,7 @@ _OBJECT = re.compile(
     f"{names.MARKER}|{_BESIDE}|{_RECEIVER}|{_TIMELINE}/(?:claim|start)|{_FOLDER}/[0-9]{{20}}", re.ASCII
 )
 _REPLACEABLE = re.compile(f"{_BESIDE}|{_RECEIVER}", re.ASCII)
+_START = re.compile(f"{_TIMELINE}/start", re.ASCII)
 _PREFIX = re.compile(
     f"|{names.CATALOGUE}|{names.BEACONS}|{names.RECEIVERS}(?:/{_VOLUME})?|{_VOLUME}|{_TIMELINE}|{_FOLDER}", re.ASCII
 )
@@ -38,6 +40,11 @@ def is_object(name: str) -> bool:
 def is_replaceable(name: str) -> bool:
     """Whether an object of that name is overwritten in the course of things, by agents and receivers."""
     return _REPLACEABLE.fullmatch(name) is not None
+
+
+def is_start(name: str) -> bool:
+    """Whether an object of that name says what was trimmed; whoever writes it hides events."""
+    return _START.fullmatch(name) is not None
 
 
 def is_prefix(name: str) -> bool:

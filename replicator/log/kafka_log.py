@@ -17,10 +17,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from uuid import UUID
 
 from replicator.errors import NotFoundError
 from replicator.events.beacon import Beacon, decode_beacon, encode_beacon
+from replicator.log.discovery import found_volume
 from replicator.log.interface import Registration, VolumeEntry, trim_limit
 from replicator.log.kafka import Client, Consumer
 from replicator.log.kafka_address import KafkaAddress
@@ -43,7 +45,6 @@ from replicator.log.kafka_reader import KafkaReader
 from replicator.log.kafka_stream import KafkaPlace, KafkaStream
 from replicator.log.kafka_writer import KafkaWriter
 from replicator.log.records import (
-    decode_entry,
     decode_registration,
     encode_marker,
     encode_registration,
@@ -96,10 +97,12 @@ class KafkaLog:
     def volumes(self) -> list[VolumeEntry]:
         """The catalogue, by name and UUID."""
         found = self._catalogue.items("volume/")
-        entries = [
-            decode_entry(found[entry_key(volume)], f"topic {self._catalogue.topic}, volume {volume}")
-            for volume in uuids_under(list(found), "volume/")
-        ]
+        entries = []
+        for volume in uuids_under(list(found), "volume/"):
+            where = f"topic {self._catalogue.topic}, volume {volume}"
+            entry = found_volume(self, volume, partial(found.get, entry_key(volume)), where)
+            if entry is not None:
+                entries.append(entry)
         return sorted(entries, key=lambda entry: (entry.name, entry.volume))
 
     def timelines(self, volume: UUID) -> list[int]:

@@ -9,10 +9,13 @@ Trimming, failure table: `start` is written first, then segments below it are de
 Invariants
   Q1  `start` never goes down, and names the end of a segment that stood.
   Q2  The last segment is never trimmed, so the tail can always be found.
+  Q3  What is deleted lies below `start` and below what receivers and the caller allow now (L10): a `start` that no
+      trim wrote, which a stolen key may have left, deletes nothing by itself.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from uuid import UUID
 
@@ -22,11 +25,11 @@ from replicator.events.record import RECORD_BYTES_MAX
 from replicator.events.state import encode_state
 from replicator.log import names
 from replicator.log.directory import TEMPORARY, DirectoryStore
+from replicator.log.discovery import found_volume
 from replicator.log.interface import Registration, VolumeEntry, trim_limit
 from replicator.log.objects import ObjectStore
 from replicator.log.reader import SegmentReader
 from replicator.log.records import (
-    decode_entry,
     decode_registration,
     encode_claim,
     encode_marker,
@@ -81,9 +84,10 @@ class ObjectLog:
         entries = []
         for volume in names.uuids_in(self._store.children(names.CATALOGUE)):
             name = names.catalogue_name(volume)
-            data = self._store.get(name, RECORD_BYTES_MAX)
-            if data is not None:
-                entries.append(decode_entry(data, f"{self._store.name}/{name}"))
+            read = partial(self._store.get, name, RECORD_BYTES_MAX)
+            entry = found_volume(self, volume, read, f"{self._store.name}/{name}")
+            if entry is not None:
+                entries.append(entry)
         return sorted(entries, key=lambda entry: (entry.name, entry.volume))
 
     def timelines(self, volume: UUID) -> list[int]:
@@ -144,7 +148,7 @@ class ObjectLog:
         if holder is not None and holder > kept:
             self._store.put(names.start_name(volume, timeline), encode_state(stream.state_before(holder)))
             kept = holder
-        self._delete_below(stream, kept)
+        self._delete_below(stream, min(kept, holder or 0))  # Q3
         return kept
 
     def close(self) -> None:
@@ -154,7 +158,7 @@ class ObjectLog:
         return SegmentStream(self._store, volume, timeline)
 
     def _delete_below(self, stream: SegmentStream, kept: int) -> None:
-        """Delete what lies below `start`, ascending."""
+        """Delete the segments that begin below `kept`, where one begins, ascending."""
         for folder in stream.folders():
             if folder > names.folder_of(kept):
                 return

@@ -12,17 +12,19 @@ transaction open or that holds a PublisherOpened, and at `sync`.
 Invariants
   G1  Every event was accepted by the same checker that readers use, before it was gathered.
   G2  After anything but Appended the writer is spent until `settle` (L4).
-  G3  The catalogue's entry is written after what it tells of is durable, and never over that of a later timeline.
+  G3  The catalogue's entry is written after what it tells of is durable, and never over that of a later timeline; over
+      a damaged one always, so that no flipped bit in it keeps a volume from being published.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-from replicator.errors import ConflictError
+from replicator.errors import ConflictError, FormatError
 from replicator.events.bodies import (
     PublisherOpened,
     TimelineStarted,
@@ -34,8 +36,9 @@ from replicator.events.chain import ChainChecker, Verdict
 from replicator.events.codec import Event
 from replicator.events.state import Life, StreamState
 from replicator.events.values import Link
+from replicator.log.discovery import entry_of
 from replicator.log.interface import AppendConflict, Appended, AppendOutcome, VolumeEntry
-from replicator.log.records import decode_entry, encode_entry
+from replicator.log.records import encode_entry
 
 
 class RollingWriter(ABC):
@@ -184,8 +187,10 @@ class RollingWriter(ABC):
         entry = VolumeEntry(state.volume, state.timeline, state.name, self._host, state.size_bytes, deleted)
         if entry == self._entry:
             return
-        data, where = self._read_entry()
-        known = decode_entry(data, where) if data else None
+        known = None
+        with suppress(FormatError):  # a damaged one is written over
+            data, where = self._read_entry()
+            known = entry_of(state.volume, data, where) if data else None
         if known is None or (known != entry and known.timeline <= entry.timeline):
             self._write_entry(encode_entry(entry))
         self._entry = entry

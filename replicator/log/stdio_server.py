@@ -6,7 +6,7 @@ commit among them may give its name after the client has connected anew, which t
 
     may be done        append-only                            else
     read, list         all                                    all
-    a new name         all                                    all
+    a new name         all but `start`, which hides events    all
     replace (put)      beacons, catalogue, registrations      also `start`
     delete, folders    nothing                                all
     sweep              unfinished objects of a publisher      the same
@@ -15,6 +15,7 @@ Invariants
   V1  Only names of the log's grammar are touched (grammar), below the folder that was named on the command line.
   V2  Memory: one frame. Sinks are at most SINKS_MAX, each at most SEGMENT_BYTES_MAX long.
   V3  Bytes that aren't the protocol end the connection with FormatError; what was done by then stays done.
+  V4  Who may only append never says what was trimmed: a stolen key hides no event, and leads no trim to delete one.
 """
 
 from __future__ import annotations
@@ -158,8 +159,12 @@ class StoreServer:
         if number in self._sinks or len(self._sinks) >= SINKS_MAX:
             raise FormatError("create", f"a new sink of at most {SINKS_MAX}", f"sink {number}")
         self._require_object(name)
-        self._sinks[number] = _Sink(lambda: self._store.create(name))
+        self._sinks[number] = _Sink(lambda: self._created(name))
         return iter(())
+
+    def _created(self, name: str) -> DirectorySink:
+        self._require_new(name)
+        return self._store.create(name)
 
     def commit(self, number: int) -> Answers:
         """Give an object its name."""
@@ -187,11 +192,17 @@ class StoreServer:
     def put_if_absent(self, name: str, data: bytes) -> Answers:
         """A small object under a free name."""
         self._require_object(name)
+        self._require_new(name)
         yield _done(self._store.put_if_absent(name, _small(data)))
 
     def get(self, name: str, limit_bytes: int) -> Answers:
         """A whole object."""
         size = self._size(name)
+        if size is not None and size < DATA_BYTES:  # one that may be replaced meanwhile: its length comes with it
+            data = self._store.get(name, SEGMENT_BYTES_MAX)
+            size = None if data is None else len(data)
+            if data is not None and size is not None and size <= min(limit_bytes, DATA_BYTES - 1):
+                return iter([_done(size), (Kind.DATA, [data])])
         if size is not None and size > limit_bytes:
             return iter([_done(size), (Kind.DATA, [b""])])
         return self._answer_data(name, 0, size)
@@ -275,6 +286,11 @@ class StoreServer:
         """V1."""
         if not grammar.is_object(name):
             raise FormatError("frame", "an object of a log", repr(name[:100]))
+
+    def _require_new(self, name: str) -> None:
+        """V4."""
+        if self._append_only and grammar.is_start(name):
+            raise self._refused(f"write {name}")
 
     def _refused(self, what: str) -> ConflictError:
         mend = "use a key without --append-only in its forced command"

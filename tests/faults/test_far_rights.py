@@ -17,6 +17,7 @@ from replicator.errors import ConflictError
 from replicator.events.beacon import Beacon
 from replicator.log import names
 from replicator.log.interface import Appended, Log, Registration
+from replicator.log.object_log import ObjectLog
 from replicator.log.opening import open_log
 from replicator.log.s3_errors import AccessDeniedError
 from replicator.log.s3_opening import open_bucket
@@ -64,6 +65,11 @@ def test_an_agents_key_publishes_and_erases_nothing(server: S3Server) -> None:
         agent.delete(SEGMENT)
     assert caught.value.mend and "deploy/s3" in caught.value.mend
     assert agent.size(SEGMENT) is not None
+    start = names.start_name(VOLUME, 1)
+    for plant in (agent.put, agent.put_if_absent):
+        with pytest.raises(AccessDeniedError):
+            plant(start, b"all was trimmed")
+    assert agent.size(start) is None
     with pytest.raises(AccessDeniedError):
         open_bucket(parse_object_url(server.url("other", user="agent"))).put("x", b"x")
 
@@ -109,6 +115,9 @@ def test_the_forced_command_of_an_agents_key(tmp_path: Path) -> None:
             log.register(REGISTRATION)
             with pytest.raises(ConflictError, match="may only append"):
                 log.forget(VOLUME, REGISTRATION.receiver)
+            assert isinstance(log, ObjectLog)
+            with pytest.raises(ConflictError, match="may only append"):
+                log._store.put_if_absent(names.start_name(VOLUME, 1), b"all was trimmed")
             assert log.reader(VOLUME, 1).tail().sequence < script.state.sequence
         with pytest.raises(ConflictError, match="this key reaches the log"):
             open_log(sshd.url(tmp_path / "other") + suffix, create=True)

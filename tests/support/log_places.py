@@ -14,7 +14,7 @@ from uuid import UUID, uuid4
 from replicator.log import names
 from replicator.log.interface import Appended, Log
 from replicator.log.kafka_log import KafkaLog
-from replicator.log.kafka_names import stream_topic
+from replicator.log.kafka_names import entry_key, registration_key, stream_topic
 from replicator.log.object_log import ObjectLog, directory_log
 from replicator.log.opening import open_log
 from tests.support import judges, kafka_broker
@@ -50,6 +50,24 @@ class Place:
     def open(self) -> Log:
         """The log, as one more host has it."""
         return self._opened.enter_context(closing(self._open()))
+
+    def write_entry(self, volume: UUID, data: bytes) -> None:
+        """These bytes as the volume's catalogue entry."""
+        log = self.open()
+        if isinstance(log, KafkaLog):
+            log._catalogue.put(entry_key(volume), data)
+            return
+        assert isinstance(log, ObjectLog)
+        log._store.put(names.catalogue_name(volume), data)
+
+    def write_registration(self, volume: UUID, receiver: UUID, data: bytes) -> None:
+        """These bytes as the receiver's registration."""
+        log = self.open()
+        if isinstance(log, KafkaLog):
+            log._receivers.put(registration_key(volume, receiver), data)
+            return
+        assert isinstance(log, ObjectLog)
+        log._store.put(names.registration_name(volume, receiver), data)
 
     def lose_behind(self, volume: UUID, sequence: int) -> None:
         """Nothing of the volume's first timeline is left behind this event."""

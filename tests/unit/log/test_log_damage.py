@@ -10,10 +10,11 @@ import pytest
 
 from replicator.errors import ConflictError, FormatError, NotFoundError
 from replicator.events.frames import chunk_hash
+from replicator.events.state import encode_state
 from replicator.log import names
 from replicator.log.errors import LogGapError, LostEndError, SegmentError
 from replicator.log.index import DISCARDED, ZEROED
-from replicator.log.interface import Appended
+from replicator.log.interface import Appended, Registration
 from replicator.log.object_log import ObjectLog, directory_log
 from replicator.log.records import decode_entry, encode_marker, require_marker
 from replicator.log.segment import SEGMENT_BYTES_MAX, Footer, SegmentKey, check_segment, open_segment
@@ -53,6 +54,21 @@ def store() -> MemoryStore:
             assert isinstance(writer.append(writer.state.link, script.take()), Appended)
             script.transaction()
     return store
+
+
+def firsts_of(store: MemoryStore) -> list[int]:
+    """The segments' first numbers."""
+    return names.sequences_in(store.children(names.folder_name(VOLUME, 1, 0)), 0)
+
+
+def test_a_start_that_no_trim_wrote_lets_nothing_be_deleted_that_a_receiver_needs(store: MemoryStore) -> None:
+    log = ObjectLog(store)
+    log.register(Registration(VOLUME, UUID(int=7), "replica", 1, 1, 9, 99))
+    store.put(names.start_name(VOLUME, 1), encode_state(log.reader(VOLUME, 1).tail()))
+    log.trim(VOLUME, 1, 0)
+    assert firsts_of(store) == [1, 3, 8, 13], "nothing was asked for"
+    log.trim(VOLUME, 1, 1 << 40)
+    assert firsts_of(store) == [8, 13], "receiver 7 has verified up to event 9"
 
 
 def name_of(first: int) -> str:

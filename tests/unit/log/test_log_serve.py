@@ -45,9 +45,18 @@ def test_an_append_only_key_publishes_and_reads(tmp_path: Path) -> None:
         assert store.connected().append_only and store.connected().path == str(tmp_path / "log")
 
 
+def put_as_an_object(store: RemoteStore, name: str) -> None:
+    """A name by way of a sink."""
+    sink = store.create(name)
+    sink.write([b"x"])
+    sink.commit()
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
+        lambda store: store.put_if_absent(names.start_name(VOLUME, 1), b"x"),
+        lambda store: put_as_an_object(store, names.start_name(VOLUME, 1)),
         lambda store: store.delete(SEGMENT),
         lambda store: store.put(SEGMENT, b"another history"),
         lambda store: store.put(names.start_name(VOLUME, 1), b"x"),
