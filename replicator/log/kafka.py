@@ -36,7 +36,7 @@ from replicator._buffer import Buffer
 from replicator.errors import UnavailableError
 from replicator.log.kafka_address import KafkaAddress
 from replicator.log.kafka_errors import DeniedError, FencedError, MissingTopicError, OffsetGoneError
-from replicator.log.kafka_names import STATE_HEADER
+from replicator.log.kafka_names import STATE_HEADER, settings_for
 from replicator.log.kafka_probe import probe
 from replicator.log.kafka_settings import (
     CLOSED_WHEN_REFUSED,
@@ -180,7 +180,9 @@ class Client:
 
     def create_topic(self, topic: str, settings: dict[str, str]) -> bool:
         """Make it, with one partition; False if it was there. Of several at once exactly one gets True."""
-        wanted = {"num_partitions": 1, "replication_factor": self._address.replicas, "configs": settings}
+        replicas = self._address.replicas
+        configs = settings_for(settings, replicas)
+        wanted = {"num_partitions": 1, "replication_factor": replicas, "configs": configs}
         with self._asked(f"making topic {topic}") as admin:
             try:
                 admin.create_topics({topic: wanted}, timeout_ms=int(self.timeout_s * 1000))

@@ -46,6 +46,9 @@ COMPACTED_SETTINGS = {
     "segment.ms": "3600000",  # only closed segments are compacted: an hour of beacons lies there at most
     "max.compaction.lag.ms": "86400000",
 }
+IN_SYNC_FROM = 3
+"""Replicas of a topic from which on an answer waits for two: with two in all, one that is away would stop the log."""
+
 _REQUIRED = ("cleanup.policy", "retention.ms", "retention.bytes")
 _TIMELINE = re.compile(r"[1-9][0-9]{0,9}", re.ASCII)
 
@@ -91,6 +94,11 @@ def uuids_under(keys: list[bytes], begin: str) -> list[UUID]:
     """The UUIDs that follow `begin` in `keys`, ascending; other keys are passed over."""
     texts = [key.decode("ascii", "replace") for key in keys]
     return uuids_in([text.removeprefix(begin) for text in texts if text.startswith(begin)])
+
+
+def settings_for(settings: dict[str, str], replicas: int) -> dict[str, str]:
+    """`settings`, for a topic with so many replicas: from three on, what is acknowledged stands on two brokers."""
+    return settings if replicas < IN_SYNC_FROM else {**settings, "min.insync.replicas": "2"}
 
 
 def wrong_settings(found: dict[str, str]) -> dict[str, str]:

@@ -14,6 +14,7 @@ from replicator.log.kafka_names import (
     STREAM_SETTINGS,
     beacon_key,
     entry_key,
+    settings_for,
     stream_topic,
     timelines_in,
     uuids_under,
@@ -118,6 +119,10 @@ def test_names_of_topics_and_keys() -> None:
 
 def test_settings_that_would_lose_events_are_found() -> None:
     assert wrong_settings(STREAM_SETTINGS) == {}
+    for replicas in (-1, 1, 2):
+        assert settings_for(STREAM_SETTINGS, replicas) == STREAM_SETTINGS
+    for replicas in (3, 5):
+        assert settings_for(STREAM_SETTINGS, replicas) == {**STREAM_SETTINGS, "min.insync.replicas": "2"}
     found = {
         **STREAM_SETTINGS,
         "cleanup.policy": "compact",
