@@ -5,7 +5,8 @@ Between extract and the log. What the log answers is turned into three cases tha
     the log says            raised            what the driver does
     Appended                -                 goes on
     AppendConflict          UnsettledError    settles (reads the tail) and decides again
-    AppendUnknown           UnsettledError    the same: what stands is found by reading, never guessed
+    AppendUnknown           AnswerLostError   the same: what stands is found by reading, never guessed. It may still
+                                              come to stand after that, until something else has taken its place
     unreachable, or full    LogAwayError      keeps base and target, and tries again later, for ever
 
 Invariants
@@ -24,7 +25,7 @@ from replicator.events.bodies import Body
 from replicator.events.chain import seal
 from replicator.events.codec import Event
 from replicator.events.state import StreamState
-from replicator.log.interface import Appended, AppendOutcome, Log, StreamWriter
+from replicator.log.interface import Appended, AppendOutcome, AppendUnknown, Log, StreamWriter
 from replicator.units import MIB
 
 GATHERED_BYTES_MAX = 4 * MIB
@@ -41,6 +42,12 @@ class UnsettledError(ReplicatorError):
     """The log may hold other events than we thought: read its tail before anything else."""
 
     kind = "unsettled"
+
+
+class AnswerLostError(UnsettledError):
+    """What was appended may stand, or come to stand later, in a place that nothing else has taken yet."""
+
+    kind = "answer-lost"
 
 
 @contextmanager
@@ -140,4 +147,5 @@ class Appender:
             raise
         if not isinstance(outcome, Appended):
             self._forget()
-            raise UnsettledError(f"append: {outcome.reason}")
+            kind = AnswerLostError if isinstance(outcome, AppendUnknown) else UnsettledError
+            raise kind(f"append: {outcome.reason}")

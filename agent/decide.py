@@ -23,8 +23,8 @@ that the pool has prepared (its number is p + 1), T the one that is open at the 
     q = p, T = R                                R void, or a snapshot of it gone  Abort T
     q = p, T = R                                R                                 Resume behind the log's last event
     q = p                                       no R                              Ready
-    q = p                                       R void, a snapshot gone, same as  Drop R
-                                                the base, or of another number
+    q = p                                       R void, a snapshot gone, same as  Drop R; OpenStream first where an
+                                                the base, or of another number    append's answer was lost
     q = p                                       R                                 Publish R
 
 Refusals come first: who may not publish appends nothing and fences nobody.
@@ -37,6 +37,8 @@ Invariants
       chain of them ends in Ready.
   D2  No outcome but Rewind lets go of a base before its successor is committed in the log; Rewind lets go of those
       that the log has no use for.
+  D3  What may still come to stand in the log isn't forgotten: Drop, which appends nothing, comes after its place is
+      taken by another event. Otherwise a commit that lands late is a transaction that the pool doesn't know.
 
 Failures raised by refuse(): the conflicts above, each with the command that mends it.
 """
@@ -96,7 +98,8 @@ class Facts:
     `epoch`: ours, None before we took one; `claimed`: the last one that we tried to take. `committed_transaction`: the
     UUID of the log's last committed transaction, where it matters. `equal_to_tail`: a snapshot that equals it. `void`:
     why the prepared transaction can't be sent. `parent`: what a rebase forked this timeline from, where it did.
-    `taker`: the host that fenced us, where known.
+    `taker`: the host that fenced us, where known. `disputed`: an append's answer was lost, and nothing that we appended
+    since is known to stand.
     """
 
     pool_path: str
@@ -115,6 +118,7 @@ class Facts:
     committed_transaction: UUID | None = None
     equal_to_tail: int | None = None
     parent: StateName | None = None
+    disputed: bool = False
 
     @property
     def published(self) -> int:
@@ -241,13 +245,18 @@ def decide(facts: Facts) -> Outcome:
     if tail.life is Life.EMPTY:
         return CreateStream() if facts.parent is None else StartTimeline(facts.parent)
     if facts.epoch is None or facts.epoch != tail.epoch:
-        return OpenStream(1 + max(tail.epoch, facts.epoch or 0, facts.position.epoch if facts.position else 0))
+        return _open(facts)
     if facts.is_finished:
         assert facts.prepared is not None and tail.committed is not None
         return Finish(facts.prepared, tail.committed, tail.committed_sequence)
     if facts.committed < facts.published:
         return _go_back(facts)
     return _go_on(facts)
+
+
+def _open(facts: Facts) -> OpenStream:
+    """The next epoch."""
+    return OpenStream(1 + max(facts.tail.epoch, facts.epoch or 0, facts.position.epoch if facts.position else 0))
 
 
 def _go_back(facts: Facts) -> Outcome:
@@ -273,7 +282,9 @@ def _go_on(facts: Facts) -> Outcome:
         broken = broken or f"the log expects transaction {facts.tail.next_number}"
     if facts.unchanged:
         broken = broken or UNCHANGED
-    return Drop(prepared, broken) if broken else Publish(prepared)
+    if not broken:
+        return Publish(prepared)
+    return _open(facts) if facts.disputed else Drop(prepared, broken)  # D3
 
 
 def _refusal(facts: Facts) -> RefusedError | None:

@@ -15,7 +15,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from uuid import UUID
 
-from replicator.errors import ReplicatorError
+from replicator.errors import FormatError, ReplicatorError
 from replicator.log.interface import Log, Registration
 from replicator.log.opening import open_log
 from replicator.pool.catalogue_schema import Position, Role
@@ -43,7 +43,9 @@ def last_words(view: CatalogueView, url: str | None, within_s: float = PATIENCE_
     def ask() -> None:
         with suppress(ReplicatorError, OSError), closing(open_log(url)) as log:
             for position in positions:
-                found[position.volume] = LastWord(receivers=tuple(log.registrations(position.volume)))
+                found[position.volume] = LastWord()
+                with suppress(FormatError):  # a damaged one hides no other volume's
+                    found[position.volume] = LastWord(receivers=tuple(log.registrations(position.volume)))
                 found[position.volume] = LastWord(_equal_until(log, position), found[position.volume].receivers)
 
     asking = threading.Thread(target=ask, name="last words", daemon=True)

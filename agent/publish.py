@@ -34,7 +34,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from uuid import UUID
 
-from agent.append import Appender, LogAwayError, UnsettledError, log_errors
+from agent.append import AnswerLostError, Appender, LogAwayError, UnsettledError, log_errors
 from agent.context import Context
 from agent.decide import (
     UNCHANGED,
@@ -99,10 +99,9 @@ class VolumePublisher:
         self._claimed = 0  # the last epoch that we tried to take: perhaps it stands, whatever was answered
         self._successor: int | None = None
         self._seen = 0  # the tail's number when pool and log last agreed
-        self.lost_cut = False
+        self._disputed = False  # an append's answer was lost: until our next epoch stands, it may come to stand
+        self.lost_cut = False  # the last `settle_down` let go of a cut that the log doesn't have: another one is needed
         self._transmission = Transmission(context, volume)
-
-    # `lost_cut`: the last `settle_down` let go of a cut that the log doesn't have, so that another one is needed.
 
     @property
     def durable(self) -> StreamState | None:
@@ -124,8 +123,8 @@ class VolumePublisher:
                     self._seen = self._end.state.sequence
                     return self._end.state
                 self._act(outcome, group)
-            except UnsettledError:
-                continue
+            except UnsettledError as error:
+                self._disputed |= isinstance(error, AnswerLostError)
         raise LogAwayError("pool and log don't come to agree: is another publisher at work?")
 
     def look_again(self) -> None:
@@ -240,6 +239,7 @@ class VolumePublisher:
             committed_transaction=self._transaction_of(tail, prepared),
             equal_to_tail=_equal_to(view, self.volume, tail, published),
             parent=_parent_of(view, self.volume, timeline),
+            disputed=self._disputed,
         )
 
     def _taker(self, tail: StreamState) -> str:
@@ -333,7 +333,7 @@ class VolumePublisher:
         self._claimed = epoch
         self._end.add(PublisherOpened(epoch, self._context.host, settings, self._context.clock.now_ns()))
         self._end.flush()
-        self._epoch = epoch
+        self._epoch, self._disputed = epoch, False
         self._end.settle()
 
     def _beacon_epoch(self) -> int:

@@ -5,10 +5,13 @@ Beside the rounds of worker: what each volume was found equal to, when its beaco
 Invariants
   G1  An instant stands in a beacon only with the transaction that the volume was found equal to at it (W3 of worker).
   G2  Registrations are asked for with each beacon, in the worker's thread: `status` never waits for the log.
+  G3  They are for showing only: a damaged one, which any key may write, leaves what was known and breaks nothing off.
+      Who trims by them refuses (log/interface, L10).
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from uuid import UUID
 
 from agent.append import log_errors
@@ -16,6 +19,7 @@ from agent.beacon import BeaconKeeper
 from agent.context import Context
 from agent.cut import GroupPublisher, Round
 from agent.meter import Instants
+from replicator.errors import FormatError
 from replicator.events.state import StreamState
 from replicator.events.values import StateName
 from replicator.log.interface import Registration
@@ -71,7 +75,7 @@ class Signs:
             if not keeper.write(durable, until):
                 taken.append(uuid)
                 continue
-            with log_errors():
+            with log_errors(), suppress(FormatError):  # G3
                 self.receivers[uuid] = tuple(self._context.log.registrations(uuid))
             self._context.answered()
         return taken

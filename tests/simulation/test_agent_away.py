@@ -9,23 +9,28 @@ from __future__ import annotations
 import gc
 import random
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC
 from pathlib import Path
 
 import pytest
 
+from agent.append import LogAwayError
 from agent.context import Context
+from agent.cut import GroupPublisher
 from agent.gather import Gatherer
 from agent.ratelimit import TokenBucket
 from agent.relief import WhenFull
+from agent.rows import let_go, switched
 from agent.schedule import Every
 from agent.status import document, text
 from agent.worker import GroupWorker, Plan
-from replicator.errors import NoSpaceError
+from replicator._buffer import Buffer
+from replicator.errors import NoSpaceError, UnavailableError
 from replicator.events.bodies import TransactionBegan
 from replicator.events.values import DeltaKind
+from replicator.log.errors import PutUnknownError
 from replicator.log.object_log import ObjectLog
 from replicator.pool.catalogue_schema import Purpose
 from replicator.units import CHUNK_BYTES, MIB
@@ -167,6 +172,57 @@ def test_stop_writes_keeps_the_base_and_writes_end_with_no_space(tmp_path: Path)
     list(weather.pass_time(10))
     assert Replica.of(weather.log).content == weather.host.content()
     weather.close()
+
+
+class LatePuts(MemoryStore):
+    """Objects whose next put, when `is_late`, gets no answer, and then nothing does; it stands once `lands` says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_late = self.is_away = False
+        self.lands: Callable[[], bool] = lambda: False
+        self._late: tuple[str, Buffer] | None = None
+
+    def put_if_absent(self, name: str, data: Buffer) -> bool:
+        """Heard of, or not."""
+        if self.is_late:
+            self.is_late, self.is_away, self._late = False, True, (name, data)
+            raise PutUnknownError("no answer came")
+        return super().put_if_absent(name, data)
+
+    def children(self, prefix: str) -> list[str]:
+        """What stands, with what has landed meanwhile."""
+        if self.is_away:
+            raise UnavailableError("the log is away")
+        if self._late is not None and self.lands():
+            late, self._late = self._late, None
+            super().put_if_absent(*late)
+        return super().children(prefix)
+
+
+def test_a_commit_that_lands_after_its_transaction_was_given_up(tmp_path: Path) -> None:
+    """Its place is taken before it is forgotten, so that it never stands."""
+    clock, host, store = ManualClock(), SourceHost(tmp_path), LatePuts()
+    host.create("disk", VOLUME_BYTES)
+    log = ObjectLog(store, create=True)
+    publisher = GroupPublisher(context_of(host, log, clock), [VOLUME])
+    host.write(0, b"first")
+    publisher.round()
+    host.write(0, b"second")
+    store.is_late = True
+    with pytest.raises(LogAwayError):
+        publisher.round()
+    given_up = host.pool.view().prepared_of(VOLUME)
+    switched(host.pool, lambda view: let_go(view, [VOLUME]))
+    store.is_away = False
+    store.lands = lambda: host.pool.view().prepared_of(VOLUME) != given_up
+    for text_of in (b"third", b"fourth"):
+        host.write(0, text_of)
+        publisher.round()
+    assert Replica.of(log).content == host.content()
+    assert store.lands(), "it was given up"
+    publisher.close()
+    host.close()
 
 
 @pytest.mark.parametrize("rate", [100_000, MIB, 4 * MIB])

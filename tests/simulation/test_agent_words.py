@@ -18,6 +18,7 @@ from agent.holder import PoolHolder
 from agent.job import ask_agent, publish_once, status_of
 from agent.status import document, text
 from agent.worker import GroupWorker, Plan
+from replicator.log import names
 from replicator.log.interface import Registration
 from replicator.log.object_log import ObjectLog
 from replicator.log.opening import open_log
@@ -61,6 +62,27 @@ def test_right_after_a_resume(host: SourceHost, is_written: bool) -> None:
     clock.advance(1)
     worker.step()
     assert shown(host, clock, worker)["protected"] and worker.resumed_ns is None
+    worker.close()
+
+
+def test_a_damaged_registration_stops_nothing(host: SourceHost) -> None:
+    """Any key may write one; whoever reads it at a beacon goes on publishing, and shows what was known before."""
+    clock, store = ManualClock(), MemoryStore()
+    host.follow(clock)
+    log = ObjectLog(store, create=True)
+    worker = GroupWorker(context_of(host, log, clock), Plan((VOLUME,), beacon_s=0), chance=lambda: 0.5)
+    worker.step()
+    known = Registration(VOLUME, UUID(int=7), "replica", 1, 1, 5, 99)
+    log.register(known)
+    worker.step()
+    store.put(names.registration_name(VOLUME, known.receiver), b"damaged")
+    for i in range(3):
+        host.write(i * 65536, b"beyond")
+        clock.advance(1)
+        worker.step()
+    committed = log.reader(VOLUME, 1).tail().committed
+    assert committed is not None and committed.number == 4
+    assert shown(host, clock, worker)["protected"] and worker.signs.receivers[VOLUME] == (known,)
     worker.close()
 
 

@@ -86,6 +86,9 @@ ROWS: list[tuple[str, Facts, type[Outcome] | type[RefusedError]]] = [
     ("sent in part, base gone", facts(OPEN_2, 1, prepared(2), base_there=False), Abort),
     ("sent in part, unreadable", facts(OPEN_2, 1, prepared(2), void="bad block"), Abort),
     ("aborted, or never sent; unreadable", facts(state(1), 1, prepared(2), void="bad block"), Drop),
+    ("perhaps sent; unreadable", facts(state(1), 1, prepared(2), void="bad block", disputed=True), OpenStream),
+    ("perhaps sent, target gone", facts(state(1), 1, prepared(2), target_there=False, disputed=True), OpenStream),
+    ("perhaps sent, all there", facts(state(1), 1, prepared(2), disputed=True), Publish),
     ("nothing sent, target gone", facts(state(1), 1, prepared(2), target_there=False), Drop),
     ("the first one needs no base", facts(state(), 0, prepared(1), base_there=False), Publish),
     ("nothing changed", facts(state(1), 1, prepared(2), unchanged=True), Drop),
@@ -172,7 +175,7 @@ def after(given: Facts, outcome: Outcome) -> Facts:
     """A model of what each outcome does to pool and log."""
     tail, waiting = given.tail, given.prepared
     if isinstance(outcome, OpenStream):
-        return replace(given, tail=replace(tail, epoch=outcome.epoch), epoch=outcome.epoch)
+        return replace(given, tail=replace(tail, epoch=outcome.epoch), epoch=outcome.epoch, disputed=False)
     if isinstance(outcome, Publish | Resume):
         assert waiting is not None
         done = replace(state(tail.next_number), epoch=tail.epoch)
@@ -197,7 +200,7 @@ def test_over_all_combinations_it_ends_and_a_refusal_comes_before_anything_is_wr
     count = 0
     for given in all_facts():
         count += 1
-        now = given
+        now = replace(given, disputed=count % 2 == 0)
         for step in range(8):
             outcome = decide(now)
             if isinstance(outcome, Ready):
