@@ -21,6 +21,8 @@ Invariants
   C2  The target's last event is compared with the source's of that number before anything is appended.
   C3  Memory: BATCH_BYTES of events, and one event.
   C4  One stream's trouble stops that stream alone; an unknown append is settled by reading, never guessed.
+  C5  A volume has one registration, and one on a later timeline lets all of the earlier ones be trimmed. So it goes on
+      to a timeline only in a round in which all before it were copied without error; until then the last word stands.
 """
 
 from __future__ import annotations
@@ -100,11 +102,26 @@ class Archiver:
 
     def round(self, *, sync: bool = True) -> list[Copied]:
         """Copy what stands now; `sync`: open transactions too. What is wrong with a stream stands in its row."""
-        return [
-            self._copied(entry, timeline, sync)
-            for entry in self._wanted()
-            for timeline in self.source.timelines(entry.volume)
-        ]
+        return [row for entry in self._wanted() for row in self._copied_timelines(entry, sync)]
+
+    def _copied_timelines(self, entry: VolumeEntry, sync: bool) -> list[Copied]:
+        """One volume's, ascending (C5)."""
+        rows: list[Copied] = []
+        for timeline in self.source.timelines(entry.volume):
+            is_whole = all(row.error is None for row in rows)
+            rows.append(self._copied(entry, timeline, sync, self.registered_as if is_whole else None))
+            if is_whole and rows[-1].error is not None:
+                self._hold(entry.volume, timeline)
+        return rows
+
+    def _hold(self, volume: UUID, timeline: int) -> None:
+        """A timeline fails: where nothing of ours holds the source back yet, all of it is kept from there on."""
+        receiver = _receiver(self.target)
+        with suppress(ReplicatorError):
+            registered = any(each.receiver == receiver for each in self.source.registrations(volume))
+            if self.registered_as is not None and not registered:
+                none_yet = Registration(volume, receiver, self.registered_as, timeline, 0, 0, self.clock_ns())
+                self.source.register(none_yet)
 
     def _wanted(self) -> list[VolumeEntry]:
         entries = self.source.volumes()
@@ -116,13 +133,13 @@ class Archiver:
         wanted = {resolve_volume(name, named).uuid for name in self.names}
         return [each for each in entries if not wanted or each.volume in wanted]
 
-    def _copied(self, entry: VolumeEntry, timeline: int, sync: bool) -> Copied:
+    def _copied(self, entry: VolumeEntry, timeline: int, sync: bool, registered_as: str | None) -> Copied:
         key = (entry.volume, timeline)
         error, count = None, 0
         try:
             stream = self._streams.get(key) or self._open(key)
             count = stream.copy(sync=sync)
-            stream.tell(self.registered_as, at_once=sync)
+            stream.tell(registered_as, at_once=sync)
         except ReplicatorError as caught:
             error = caught
             if key in self._streams:
@@ -197,7 +214,7 @@ class _Stream:
         moved = durable.sequence != self._registered[0]
         if name is None or not durable.sequence or not (at_once or (moved and now_s - self._registered[1] >= RENEW_S)):
             return
-        receiver = uuid5(NAMESPACE_URL, self.target.name)
+        receiver = _receiver(self.target)
         number = durable.committed.number if durable.committed else 0
         place = self.key[1], number, durable.sequence
         with suppress(ReplicatorError):  # a source that can't be written to: the copy counts, not the word about it
@@ -211,6 +228,11 @@ class _Stream:
             if beacon is not None and beacon != self._beacon[0] and beacon.matches(durable):
                 self.target.write_beacon(beacon)
                 self._beacon = beacon, now_s
+
+
+def _receiver(target: Log) -> UUID:
+    """As what the archive `target` is registered at its source."""
+    return uuid5(NAMESPACE_URL, target.name)
 
 
 def _require_one_history(tail: StreamState, state: StreamState) -> None:

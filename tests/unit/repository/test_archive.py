@@ -10,13 +10,17 @@ import pytest
 
 from replicator.errors import ReplicatorError, UnavailableError
 from replicator.events.beacon import Beacon
+from replicator.events.bodies import TimelineStarted
+from replicator.events.state import StreamState
 from replicator.events.stream_errors import ForkError, OtherHistoryError, StreamConflictError
+from replicator.log import names
 from replicator.log.errors import LostEndError, TrimmedError
-from replicator.log.interface import Log
+from replicator.log.interface import Appended, Log
 from replicator.log.object_log import ObjectLog, directory_log
 from replicator.repository.archive import RENEW_S, Archiver, Copied
 from replicator.repository.verify import verify_volume
 from tests.support.command_line import Command, runner
+from tests.support.event_streams import VOLUME, Script
 from tests.support.faulty_log import FaultyLog, KilledError, LogFault
 from tests.support.hostile_log import hostile
 from tests.support.manual_waiter import ManualWaiter
@@ -261,6 +265,45 @@ def test_what_a_broker_let_through_is_not_in_the_archive() -> None:
     with archiver(hostile(source, between), target) as copying:
         assert not [row.error for row in copying.round() if row.error]
     assert events(target, volume.uuid) == events(source, volume.uuid)
+
+
+def say(log: Log, script: Script) -> None:
+    """All that the script has, into its stream."""
+    with log.writer(VOLUME, script.state.timeline) as writer:
+        assert isinstance(writer.append(writer.state.link, script.take()), Appended)
+
+
+@pytest.mark.parametrize("is_begun", [True, False])
+def test_what_could_not_be_copied_is_not_trimmed_since_a_later_timeline_was(is_begun: bool) -> None:
+    store, first = MemoryStore(), Script().create().transaction(1)
+    source, target = memory(), ObjectLog(store, create=True)
+    say(source, first)
+    if is_begun:
+        with archiver(source, target) as copying:
+            copying.round()
+    copied = first.state.sequence if is_begun else 0
+    say(source, first.transaction(2))
+    say(source, first.transaction(4))
+    fork = first.state.committed
+    assert fork is not None
+    second = Script(StreamState.start(VOLUME, 2), "beta")
+    second.put(TimelineStarted(fork, "disk-1", first.state.size_bytes, "beta", 1))
+    say(source, second.open().transaction(3))
+    damaged = names.segment_name(VOLUME, 1, 1)
+    whole = store.objects.get(damaged)
+    store.objects[damaged] = b"damaged"
+    with archiver(source, target) as copying:
+        one, two = copying.round()
+    assert one.error is not None and two.error is None and two.event_count
+    assert source.trim(VOLUME, 1, 1 << 40) <= copied + 1
+    if whole is not None:
+        store.objects[damaged] = whole
+    else:
+        store.delete(damaged)
+    with archiver(source, target) as copying:
+        assert [row.error for row in copying.round()] == [None, None]
+    assert events(target, VOLUME) and source.trim(VOLUME, 1, 1 << 40) > copied + 1
+    assert [(each.timeline, each.sequence) for each in source.registrations(VOLUME)] == [(2, second.state.sequence)]
 
 
 def test_the_command(tmp_path: Path, command: Command) -> None:
