@@ -6,7 +6,7 @@ mends it. Pure: the daemon gathers the facts, `now_ns` comes from its clock.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import tzinfo
 from typing import Any
@@ -18,6 +18,7 @@ from receiver.remember import Drift
 from receiver.retain import Round
 from replicator.history.points import NS_PER_S, format_instant
 from replicator.history.protection import Failure, Severity, Verdict, judge_replica, overall, worst_first
+from replicator.history.resolve import ahead_note
 from replicator.history.retention import RetentionPolicy
 from replicator.units import format_duration
 
@@ -66,7 +67,7 @@ def report(progresses: Sequence[Progress], standing: Standing, now_ns: int, zone
         "mend": None if judged or standing.troubles else _FIRST,
         "volumes": [_volume(each, verdict, standing, now_ns, zone) for each, verdict in judged],
         "metadata_used": standing.last_round.metadata_used if standing.last_round else None,
-        "notes": _notes(standing),
+        "notes": [*_notes(standing), *_clock_notes(progresses, now_ns)],
     }
 
 
@@ -130,6 +131,12 @@ def _notes(standing: Standing) -> list[str]:
         mend = named("replicator pool grow POOL --metadata +SIZE", standing.pool, standing.log)
         notes.append(f"{used}: restore points are spaced out ({mend})")
     return notes
+
+
+def _clock_notes(progresses: Sequence[Progress], now_ns: int) -> Iterator[str]:
+    for each in progresses:
+        if each.newest_ns is not None and (note := ahead_note(each.name, each.number, each.newest_ns, now_ns)):
+            yield note
 
 
 def _age_s(timestamp_ns: int | None, now_ns: int) -> float | None:

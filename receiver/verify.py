@@ -15,6 +15,8 @@ Invariants
   V1  Memory: 17 bytes a chunk of the window, and a batch of data.
   V2  An aborted transaction's events say nothing.
   V3  What was read counts only while the lease on the point stood.
+  V4  A transaction whose beginning was trimmed has the size that the stream's state knows, and says of what was trimmed
+      of it nothing.
 """
 
 from __future__ import annotations
@@ -133,7 +135,7 @@ def _fold_timeline(log: Log, target: Target, timeline: int, last: int, window: W
     if start.sequence:
         window.known[:] = False  # what was trimmed isn't known; what comes is
     said: list[Hashes | ChunksDiscarded | ChunksZeroed] = []
-    size_bytes = 0
+    size_bytes = start.open.size_bytes if start.open is not None else start.size_bytes  # V4
     for event in reader.read(start.sequence + 1):
         body = event.body
         if isinstance(body, TransactionBegan):

@@ -92,7 +92,10 @@ def _print_points(source: Source, offers: list[Offer], since_ns: int) -> None:
 
 def _print_offers(source: Source, offers: list[Offer], since_ns: int, everything: bool, zone: tzinfo) -> None:
     """One table of all volumes, and what is to be said of each behind it."""
+    import time
+
     from replicator.history.points import format_instant
+    from replicator.history.resolve import ahead_note
 
     rows, said = [], []
     for offer in offers:
@@ -105,6 +108,9 @@ def _print_offers(source: Source, offers: list[Offer], since_ns: int, everything
         if offer.complete_to_ns is not None:
             whose = f"{offer.volume.name}, in its log," if offer.divided else offer.volume.name
             said.append(f"{whose} is complete to {format_instant(offer.complete_to_ns, zone)}")
+        newest = found[-1] if found else None
+        if newest and (note := ahead_note(offer.volume.name, newest.number, newest.timestamp_ns, time.time_ns())):
+            said.append(note)
     header = ("VOLUME", "POINT", "OF", "CONSISTENCY", "FROM", "LABELS", "GROUP", "HISTORY")
     shown_columns = [i for i, _ in enumerate(header) if i < _ALWAYS or any(row[i] for row in rows)]
     print_table([header[i] for i in shown_columns], [[row[i] for i in shown_columns] for row in rows])

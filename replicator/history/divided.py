@@ -15,7 +15,7 @@ Invariants
   V2  A history's meanings are all that it knows of, also what can't be had any more: a number that a pool remembers is
       not given to the log's transaction of that number.
 
-Failures: TwoHistoriesError; PointNotFoundError and AmbiguousPointError of history/resolve.
+Failures: TwoHistoriesError; PointNotFoundError, AmbiguousPointError and StampedAheadError of history/resolve.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ from replicator.errors import ConflictError
 from replicator.history.lineage import Lineage
 from replicator.history.points import ByLabel, ByNumber, PointSpecification, RestorePoint
 from replicator.history.resolve import PointNotFoundError, resolve
+
+_NO_END_NS = 1 << 63
+"""Behind every instant: how far a history is complete is asked of neither where both must agree."""
 
 
 class TwoHistoriesError(ConflictError):
@@ -108,13 +111,15 @@ class Divided:
         question = f"@{asked} doesn't say which is meant: " if asked else ""
         return TwoHistoriesError(question + self.message(zone), (self.pool, self.log), mend=self.mend)
 
-    def resolve(self, specification: PointSpecification, *, now_ns: int, zone: tzinfo = UTC) -> RestorePoint:
+    def resolve(
+        self, specification: PointSpecification, *, now_ns: int, accept_gap: bool = False, zone: tzinfo = UTC
+    ) -> RestorePoint:
         """The point that both histories, or the only one that knows it, mean."""
         found: list[RestorePoint] = []
         missing: list[PointNotFoundError] = []
         for history in (self.pool, self.log):
             try:
-                found.append(_meant(history, specification, now_ns, zone))
+                found.append(_meant(history, specification, now_ns, accept_gap, zone))
             except PointNotFoundError as error:
                 missing.append(error)
         if not found:
@@ -133,14 +138,16 @@ def same(one: RestorePoint, other: RestorePoint) -> bool:
     return place and (one.digest == other.digest or not one.digest or not other.digest)
 
 
-def _meant(history: History, specification: PointSpecification, now_ns: int, zone: tzinfo) -> RestorePoint:
+def _meant(
+    history: History, specification: PointSpecification, now_ns: int, accept_gap: bool, zone: tzinfo
+) -> RestorePoint:
     """What this history alone would answer; how far it is complete is no question where both must agree."""
     return resolve(
         specification,
         history.points,
         now_ns=now_ns,
-        complete_to_ns=None,
+        complete_to_ns=_NO_END_NS,
         lineage=history.lineage,
-        accept_gap=True,
+        accept_gap=accept_gap,
         zone=zone,
     )

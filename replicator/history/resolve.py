@@ -6,7 +6,8 @@ now, the instant up to which the log is known to be complete, and the lineage th
     wanted       answer                                                refused
     ByNumber     that transaction on the current lineage (or timeline)    PointNotFoundError
     ByLabel      the one point that has it                                PointNotFoundError, AmbiguousPointError
-    ByTime/Age   the latest at or before it, on the current lineage       BeyondCompleteError, PointNotFoundError
+    ByTime/Age   the latest at or before it, on the current lineage       BeyondCompleteError, StampedAheadError,
+                                                                          PointNotFoundError
     Latest       the newest of the current lineage                        PointNotFoundError
 
 Invariants
@@ -14,6 +15,8 @@ Invariants
       that is silently older than what was asked for is a lost write nobody hears of.
   V2  Points of a branch that was left by a promote are found only by timeline and number (`@2:1041`).
   V3  Of two points that one number names (two histories) neither is chosen.
+  V4  Nor is a time answered out of a clock that was ahead: where the point behind the answer is stamped later than now
+      (by more than clocks differ), it may have been there at that time, and hours of others with it.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from uuid import UUID
 
 from replicator.errors import ConflictError, NotFoundError
 from replicator.history.points import (
+    NS_PER_S,
     ByLabel,
     ByNumber,
     ByTime,
@@ -35,12 +39,17 @@ from replicator.history.points import (
     format_instant,
     merged,
 )
+from replicator.units import format_duration
 
 if TYPE_CHECKING:
     from replicator.history.lineage import Lineage
 
 _NAMED_LIMIT = 8
 """How many names or points a refusal lists: enough to see a typing error, short enough to be read."""
+
+
+SKEW_NS = 60 * NS_PER_S
+"""By how much clocks may differ before a time is refused: of hosts that keep time it is less than a second."""
 
 
 class PointNotFoundError(NotFoundError):
@@ -58,6 +67,18 @@ class BeyondCompleteError(NotFoundError):
         super().__init__(message, mend="ask for the time named here, or take --accept-gap for the newest point")
         self.complete_to_ns = complete_to_ns
         self.newest = newest
+
+
+class StampedAheadError(NotFoundError):
+    """A time that the points' stamps don't tell: `before` is the last one stamped by it, `behind` is stamped ahead."""
+
+    def __init__(self, message: str, before: RestorePoint, behind: RestorePoint) -> None:
+        mend = (
+            "set the clock that is wrong; name the point by its number (points list has them in the order in which they"
+            f" were cut), or take --accept-gap for @{before.number}"
+        )
+        super().__init__(message, mend=mend)
+        self.before, self.behind = before, behind
 
 
 class AmbiguousPointError(ConflictError):
@@ -124,7 +145,37 @@ def resolve(
     if isinstance(wanted, Latest):
         return newest
     instant_ns = wanted.timestamp_ns if isinstance(wanted, ByTime) else now_ns - wanted.age_ns
-    return _at_or_before(specification, instant_ns, known, newest, complete_to_ns, accept_gap, zone)
+    found = _at_or_before(specification, instant_ns, known, newest, complete_to_ns, accept_gap, zone)
+    if not accept_gap:
+        _require_stamps(specification, found, known, now_ns, zone)
+    return found
+
+
+def ahead_note(volume: str, number: int, timestamp_ns: int, now_ns: int) -> str | None:
+    """What is to be said of a volume whose newest point is stamped ahead of now, by more than clocks differ."""
+    if timestamp_ns <= now_ns + SKEW_NS:
+        return None
+    ahead = format_duration((timestamp_ns - now_ns) / NS_PER_S)
+    return (
+        f"{volume}: @{number} is stamped {ahead} ahead of this host's clock: set the clock that is wrong; until then a"
+        " time (@-5m) may name no point, and age and lateness aren't seen"
+    )
+
+
+def _require_stamps(
+    specification: PointSpecification, found: RestorePoint, known: list[RestorePoint], now_ns: int, zone: tzinfo
+) -> None:
+    """V4: `found` is the last before that time only if the one behind it was stamped by a clock that was right."""
+    behind = min((each for each in known if _order(each) > _order(found)), key=_order, default=None)
+    if behind is not None and behind.timestamp_ns > now_ns + SKEW_NS:
+        ahead = format_duration((behind.timestamp_ns - now_ns) / NS_PER_S)
+        raise StampedAheadError(
+            f"@{specification.text} can't be told by the points' times: the last one before it is"
+            f" {found.describe(zone)}, but the next, {behind.describe(zone)}, is {ahead}"
+            " ahead of this host's clock, and may have been cut before that time as well",
+            found,
+            behind,
+        )
 
 
 def _at_or_before(

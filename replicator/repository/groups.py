@@ -3,7 +3,7 @@
 Invariants
   N1  A cut that catalogue and log both know is one.
   N2  A point belongs to the first cut that has its number: the one that it was made at, not those at which the volume
-      was still the same.
+      was still the same; never to one that was before it, of which another transaction had the number.
 """
 
 from __future__ import annotations
@@ -32,5 +32,7 @@ def groups_with(volume: UUID, cuts: Iterable[LoggedGroup]) -> tuple[LoggedGroup,
 
 def group_cut_of(cuts: Sequence[LoggedGroup], point: RestorePoint) -> LoggedGroup | None:
     """The cut that `point` was made at (N2); on a branch that counted on from a fork, the one of its instant."""
-    alike = [each for each in cuts if (point.volume, point.number) in each.members]
+    alike = [
+        each for each in cuts if each.number >= point.timestamp_ns and (point.volume, point.number) in each.members
+    ]
     return next((each for each in alike if each.number == point.timestamp_ns), alike[0] if alike else None)

@@ -10,7 +10,8 @@ Asked by restore before anything is written, and by its dry run. What the kernel
     a new file below /dev       a device's name that was mistyped
     smaller than the volume     a device; a file that isn't absent or empty (unless it is overwritten)
     not empty (unless it is     a byte that isn't zero: of a file all data is read, of a device SAMPLES spread pieces
-    overwritten)                with the first and the last MiB, or all of it up to SAMPLED_WHOLE_BYTES
+    overwritten)                with the first and the last MiB, or all of it up to SAMPLED_WHOLE_BYTES; where an
+                                interrupted restore left off, a byte that isn't the point's either
 
 A device's samples can miss a byte; what a restore leaves out there it zeroes explicitly, so only what was there is at
 risk, never what is restored.
@@ -24,11 +25,13 @@ import fcntl
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+
+import numpy as np
 
 from replicator.errors import ConflictError, DeviceError, NotFoundError, UsageError
 from replicator.units import KIB, MIB, format_size
@@ -37,6 +40,9 @@ SAMPLES = 1024
 SAMPLE_BYTES = 64 * KIB
 SAMPLED_WHOLE_BYTES = 256 * MIB
 _READ_BYTES = MIB
+Read = Callable[[int, int], bytes]
+"""(length_bytes, offset_bytes) -> what is expected there."""
+
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
@@ -91,13 +97,14 @@ def inspect_target(
     size_bytes: int,
     *,
     overwrite: bool,
-    resumes: bool = False,
+    left: Read | None = None,
     own: tuple[Path, ...] = (),
     machine: Machine | None = None,
 ) -> Target:
     """What stands at `text`, and all that speaks against restoring `size_bytes` there; see the module's table.
 
-    `own` are the source's folders; `resumes`: an earlier restore of the same point left off on that device.
+    `own` are the source's folders; `left` reads what an interrupted restore of the same point may have left on
+    that device, and is None where there was none.
     """
     path = Path(text).resolve()
     machine = machine or Machine.here()
@@ -112,8 +119,8 @@ def inspect_target(
         reasons = [*_own_reasons(path, own), *_device_reasons(path, status.st_rdev, machine)]
         if size < size_bytes:
             reasons.append(f"it has {format_size(size)}, the volume {format_size(size_bytes)}")
-        if not reasons and not overwrite and not resumes and (at := first_byte(path, size, whole=False)) is not None:
-            reasons.append(_full(at))
+        if not reasons and not overwrite and (at := first_byte(path, size, whole=False, left=left)) is not None:
+            reasons.append(_full(at) if left is None else f"{_full(at)}, nor what an interrupted restore wrote")
         return Target(path, TargetKind.DEVICE, size, tuple(reasons))
     if not stat.S_ISREG(status.st_mode):
         raise UsageError(f"{text} is neither a file nor a block device", mend="name one of these, or `-` for stdout")
@@ -142,7 +149,7 @@ def _own_reasons(path: Path, own: tuple[Path, ...]) -> Iterator[str]:
         folder = place.resolve()
         if folder in path.parents or folder == path:
             yield f"it lies in {place}, which is restored from"
-        for name in ("metadata", "data"):
+        for name in ("metadata", "metadata.mirror", "data"):
             with suppress(OSError):
                 if path.samefile(folder / name):
                     yield f"it is the {name} of {place}, which is restored from"
@@ -268,19 +275,31 @@ def _writes(process: Path, status: os.stat_result) -> bool:
     return False
 
 
-def first_byte(path: Path, size_bytes: int, *, whole: bool) -> int | None:
-    """Where the first byte that isn't zero was found; of a device only samples are read unless `whole`."""
+def first_byte(path: Path, size_bytes: int, *, whole: bool, left: Read | None = None) -> int | None:
+    """Where the first byte that isn't zero (nor what was `left` there) was found; of a device only samples are read
+    unless `whole`.
+    """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         spans = _extents(fd, size_bytes) if whole or size_bytes <= SAMPLED_WHOLE_BYTES else _samples(size_bytes)
         for begin, end in spans:
             for at in range(begin, end, _READ_BYTES):
                 data = os.pread(fd, min(_READ_BYTES, end - at), at)
-                if data.count(0) != len(data):
-                    return at + next(i for i, byte in enumerate(data) if byte)
+                if data.count(0) != len(data) and (found := _first_foreign(data, left, at)) is not None:
+                    return at + found
     finally:
         os.close(fd)
     return None
+
+
+def _first_foreign(data: bytes, left: Read | None, at: int) -> int | None:
+    """The first byte of `data`, which was read at `at`, that is neither zero nor what was left there."""
+    found = np.frombuffer(data, dtype=np.uint8)
+    foreign = found != 0
+    if left is not None:
+        foreign &= found != np.frombuffer(left(len(data), at), dtype=np.uint8)
+    places = np.flatnonzero(foreign)
+    return int(places[0]) if len(places) else None
 
 
 def _extents(fd: int, size_bytes: int) -> Iterator[tuple[int, int]]:

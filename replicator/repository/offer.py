@@ -61,9 +61,14 @@ class Offer:
     divided: Divided | None = None
     unkept: RestorePoint | None = None
 
-    def has(self, number: int) -> bool:
-        """Whether transaction `number` of the current lineage can be had; 0, nothing, always can."""
-        return number == 0 or any(each.number == number for each in self.points)
+    def at_cut(self, number: int, instant_ns: int) -> RestorePoint | None:
+        """The point that the volume was at when its `number` stood in a cut of `instant_ns`, if it can be had.
+
+        A number comes again after an abort, on another timeline, or once a log lost its end: what was cut later isn't
+        meant, and of several the last one before is.
+        """
+        alike = [each for each in self.points if each.number == number and each.timestamp_ns <= instant_ns]
+        return max(alike, key=lambda each: (each.timestamp_ns, each.timeline), default=None)
 
     def history_of(self, point: RestorePoint) -> str | None:
         """Which of two histories the point belongs to: "pool", "log" or "both"; None where there is but one."""
@@ -85,7 +90,9 @@ class Offer:
     ) -> RestorePoint:
         """The point that is meant; what damage may hide isn't answered with what is left."""
         if self.divided is not None:
-            return self._had(self.divided, self.divided.resolve(wanted, now_ns=now_ns, zone=zone), zone)
+            return self._had(
+                self.divided, self.divided.resolve(wanted, now_ns=now_ns, accept_gap=accept_gap, zone=zone), zone
+            )
         if self.damage is not None and not accept_gap and isinstance(wanted.wanted, Latest):
             raise self._damaged()
         try:

@@ -18,7 +18,8 @@ stood at the target is as it was.
     state removed                          complete    none                          refused as not empty
 
 A device is written in place, after its guards, and isn't cut: what it has beyond `done` is overwritten, zeros
-included. A failed restore leaves the state, so that another one of the same point goes on.
+included. A failed restore leaves the state, so that another one of the same point goes on: where the target still
+holds what was written (resume, R4), and a device, unless it is overwritten, nothing else.
 
 Invariants
   E1  Before every refusal nothing was written.
@@ -33,6 +34,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
@@ -52,6 +54,7 @@ from replicator.repository.resume import (
     read_state,
     state_of,
     state_path,
+    still_there,
     write_state,
 )
 from replicator.repository.source import OpenedPoint
@@ -125,18 +128,25 @@ def plan_restore(
         return RestorePlan(opened, Target(Path("-"), TargetKind.STREAM, size), overwrite)
     path = Path(to).resolve()
     earlier = _earlier(opened, path)
-    target = inspect_target(to, size, overwrite=overwrite, resumes=earlier is not None, own=own, machine=machine)
+    left = partial(_left, opened.disk) if earlier is not None else None
+    target = inspect_target(to, size, overwrite=overwrite, left=left, own=own, machine=machine)
     if target.kind is not TargetKind.DEVICE and (reason := foreign_reason(path)):
         target = replace(target, refusals=(*target.refusals, reason))
     return RestorePlan(opened, target, overwrite, earlier.done_bytes if earlier else 0)
 
 
 def _earlier(opened: OpenedPoint, path: Path) -> RestoreState | None:
-    """The state of an interrupted restore of the same point to the same target."""
+    """The state of an interrupted restore of the same point to the same target, which holds what was written."""
     state, placed = read_state(state_path(path)), _placed(path)
     if state is None or not placed.exists() or not state.is_of(state_of(opened, placed)):
         return None
-    return state
+    return state if still_there(opened, placed, state.done_bytes) else None
+
+
+def _left(disk: PointDisk, length_bytes: int, offset_bytes: int) -> bytes:
+    """What an interrupted restore of the point may have left on a device there."""
+    inside = max(0, min(length_bytes, disk.size_bytes - offset_bytes))
+    return (disk.pread(inside, offset_bytes) if inside else b"").ljust(length_bytes, b"\0")
 
 
 def _placed(path: Path) -> Path:

@@ -14,24 +14,32 @@ Invariants
   R1  What lies below done_bytes was synced before the state says so.
   R2  A state of another point, another file or another size, or one that can't be read, is none.
   R3  A file named .NAME.restoring that no restore of ours made isn't written to: it is empty, or the state names it.
+  R4  A number is no proof that what was written is still there: after a reboot it may be another disk's. A state whose
+      target doesn't hold what the point has below done_bytes, by samples, is none.
 """
 
 from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import msgspec
 
 from replicator.errors import DeviceError
+from replicator.repository.point import DATA
 from replicator.repository.source import OpenedPoint
+from replicator.units import CHUNK_BYTES
 
 _VERSION = 1
 _LIMIT_BYTES = 64 << 10
 _SYSTEM = Path("/var/lib/replicator/restores")
+_SAMPLES = 16
+"""Of what was written, spread over it; another disk agrees with none of them, so that a few are many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +120,34 @@ def read_state(path: Path) -> RestoreState | None:
             return msgspec.json.decode(file.read(_LIMIT_BYTES), type=RestoreState)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return None
+
+
+def still_there(opened: OpenedPoint, placed: Path, done_bytes: int) -> bool:
+    """Whether what stands at `placed` holds the point's bytes below `done_bytes`, as far as samples tell (R4)."""
+    try:
+        fd = os.open(placed, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return all(
+            os.pread(fd, length, at) == opened.disk.pread(length, at) for at, length in _witnesses(opened, done_bytes)
+        )
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+
+
+def _witnesses(opened: OpenedPoint, done_bytes: int) -> Iterator[tuple[int, int]]:
+    """(offset, length) of both ends, and of the first data in each of the sections: zeros prove little."""
+    if done_bytes:
+        yield 0, min(CHUNK_BYTES, done_bytes)
+        yield max(0, done_bytes - CHUNK_BYTES), min(CHUNK_BYTES, done_bytes)
+    for i in range(_SAMPLES):
+        begin, end = (done_bytes // CHUNK_BYTES * j // _SAMPLES * CHUNK_BYTES for j in (i, i + 1))
+        data = (run for run in opened.disk.runs(begin, end - begin) if run[2] == DATA)
+        for at, length, _ in islice(data, 1):
+            yield at, min(length, CHUNK_BYTES)
 
 
 def write_state(path: Path, state: RestoreState) -> None:

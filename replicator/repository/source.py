@@ -13,6 +13,8 @@ left; `problem` says why. Of a pool that is asked `alone` they are all there is:
 Invariants
   S2  A base is leased before it is read, and its row is looked at again under the lease: a dev_id that was given anew
       meanwhile is never taken for the point that it once was.
+  S3  A cut's label names what the members were at that instant: a transaction that was cut later, and has the number
+      that an aborted one left behind, is never taken for it.
 
 Failures: NotFoundError (no such source, volume or point), ConflictError, and those of history, pool and log.
 """
@@ -146,7 +148,11 @@ class Source:
             cut = self._group_labelled(offer, specification.wanted)
             if cut is None:
                 raise
-            return offer, found(replace(specification, wanted=ByNumber(None, dict(cut.members)[offer.volume.uuid])))
+            number = dict(cut.members)[offer.volume.uuid]
+            point = found(replace(specification, wanted=ByNumber(None, number)))
+            if point != offer.at_cut(number, cut.number):  # S3
+                raise
+            return offer, point
 
     # -- groups --------------------------------------------------------------------------------------------------
 
@@ -160,9 +166,8 @@ class Source:
         members = []
         for uuid, number in cut.members:
             named = names.get(uuid)
-            members.append(
-                Member(uuid, named.name if named else "", number, named is not None and self.offer(named).has(number))
-            )
+            there = named is not None and self.offer(named).at_cut(number, cut.number) is not None
+            members.append(Member(uuid, named.name if named else "", number, there))
         return GroupPoint(cut.uuid, cut.number, tuple(members), cut.labels)
 
     def _group_labelled(self, offer: Offer, wanted: Wanted) -> LoggedGroup | None:

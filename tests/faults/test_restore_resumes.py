@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
+import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -132,6 +136,60 @@ def test_another_point_does_not_go_on(source: Source, tmp_path: Path) -> None:
     assert read_state(state_path(path)) is not None
     report = go(source, path, text="disk-1@full")
     assert report.resumed_at_bytes == 0 and path.read_bytes() == content(source, "disk-1@full")
+
+
+def test_what_is_not_there_any_more_is_written_again(source: Source, tmp_path: Path) -> None:
+    """The file's number says whose it is, not that it still holds what was written."""
+    path = tmp_path / "disk.img"
+    with pytest.raises(CrashError):
+        go(source, path, 8)
+    state = read_state(state_path(path))
+    assert state is not None and state.done_bytes
+    with partial_path(path).open("r+b") as file:
+        file.write(random.Random(9).randbytes(state.done_bytes))
+    assert go(source, path).resumed_at_bytes == 0 and path.read_bytes() == content(source)
+
+
+@pytest.fixture
+def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty loop device that is larger than the volume; its restores' states are kept here."""
+    if os.geteuid() != 0 or shutil.which("losetup") is None:
+        pytest.skip("this host gives no loop devices")
+    (tmp_path / "disk").write_bytes(bytes(2 * SIZE))
+    command = ["losetup", "--find", "--show", str(tmp_path / "disk")]
+    made = subprocess.run(command, capture_output=True, text=True, check=False)
+    if made.returncode:
+        pytest.skip("this host gives no loop devices")
+    monkeypatch.setattr("replicator.repository.resume._SYSTEM", tmp_path / "states")
+    yield Path(made.stdout.strip())
+    subprocess.run(["losetup", "--detach", made.stdout.strip()], check=True)
+
+
+@pytest.mark.parametrize("at", [3, 10])
+def test_a_device_that_became_another_disk_is_not_written(source: Source, device: Path, at: int) -> None:
+    """After a reboot the same number may be another disk's, whether or not a checkpoint was reached."""
+    with pytest.raises(CrashError):
+        go(source, device, at)
+    state = read_state(state_path(device))
+    assert state is not None and bool(state.done_bytes) == (at == 10)
+    precious = random.Random(9).randbytes(2 * SIZE)
+    device.write_bytes(precious)
+    with pytest.raises(ConflictError, match="not empty"):
+        go(source, device)
+    assert device.read_bytes() == precious
+    assert go(source, device, overwrite=True).resumed_at_bytes == 0
+    assert device.read_bytes() == content(source) + precious[SIZE:]
+
+
+@pytest.mark.parametrize("at", [3, 10])
+def test_a_device_goes_on(source: Source, device: Path, at: int) -> None:
+    """What the interrupted restore left there, beyond its checkpoint too, speaks against nothing."""
+    with pytest.raises(CrashError):
+        go(source, device, at)
+    state = read_state(state_path(device))
+    assert state is not None and any(device.read_bytes()[state.done_bytes :])
+    assert go(source, device).resumed_at_bytes == state.done_bytes
+    assert device.read_bytes() == content(source) + bytes(SIZE) and not state_path(device).exists()
 
 
 @pytest.mark.parametrize("rubbish", [b"", b"{}", b"\xff\xfe", b'{"version": 1}'])

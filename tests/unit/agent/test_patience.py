@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 from io import StringIO
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 
 from agent.backoff import Backoff
 from agent.clock import SystemClock
-from agent.hooks import Hooks, run_limited
+from agent.hooks import Ending, Hooks, run_limited, stuck_reason
 from agent.meter import RoomMeter, SentMeter
 from agent.ratelimit import TokenBucket
 from replicator.exporter.journal import Journal, notify_systemd
@@ -96,6 +98,51 @@ def test_a_hook_that_hangs_is_ended_with_its_children() -> None:
     found = run_limited(("sh", "-c", "sleep 100 & sleep 100"), 0.2)
     assert found == "sh took longer than 0.2 s"
     assert "No such file" in str(run_limited(("/no/such/command",), 1))
+
+
+class Stuck:
+    """Commands that no kill reaches, as one that waits in the kernel for a disk, until `let_go`."""
+
+    def __init__(self) -> None:
+        self.pids: list[int] = []
+        self.ending = Ending(self.pids.append, 0.05)
+
+    def let_go(self) -> None:
+        for pid in self.pids:
+            os.killpg(pid, signal.SIGKILL)
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+
+def test_a_freeze_that_cannot_be_ended_is_thawed_and_not_begun_again() -> None:
+    """H1 to H3: the rounds go on without it."""
+    told, stuck = list[str](), Stuck()
+    hooks = Hooks(("sleep", "100"), ("/no/such/thaw",), 0.2, ending=stuck.ending)
+    try:
+        for _ in range(2):
+            with hooks.frozen(told.append) as worth:
+                assert worth is Consistency.CRASH
+    finally:
+        stuck.let_go()
+    assert len(stuck.pids) == 1, "one of them, not one a round"
+    still = f"(process {stuck.pids[0]})"
+    assert told[0] == f"freeze: sleep took longer than 0.2 s, and can't be ended {still}; the cut is crash-consistent"
+    assert told[2] == f"freeze: sleep is still there {still}, and isn't begun again; the cut is crash-consistent"
+    assert told[1] == told[3] == "thaw: /no/such/thaw: No such file or directory"
+    assert stuck_reason(hooks.freeze) is None, "it has ended"
+
+
+def test_nothing_is_frozen_while_a_thaw_is_stuck() -> None:
+    """H3: nobody could let go of it."""
+    told, stuck = list[str](), Stuck()
+    hooks = Hooks(("/no/such/freeze",), ("sleep", "101"), ending=stuck.ending)
+    try:
+        assert "can't be ended" in str(run_limited(hooks.thaw, 0.2, stuck.ending))
+        with hooks.frozen(told.append) as worth:
+            assert worth is Consistency.CRASH
+    finally:
+        stuck.let_go()
+    assert [each.split(" is ")[0] for each in told] == ["freeze: sleep", "thaw: sleep"] and len(stuck.pids) == 1
+    assert stuck_reason(hooks.thaw) is None
 
 
 def test_journal_lines_are_json() -> None:

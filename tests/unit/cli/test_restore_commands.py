@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +33,7 @@ from replicator.repository.remembered import LOG_SETTING
 from replicator.repository.source import open_source
 from replicator.units import CHUNK_BYTES, MIB
 from tests.support.command_line import Command, runner, tree_of
+from tests.support.replica_streams import SourceVolume
 from tests.support.volume_histories import BEGAN_NS, NAME, SECOND_NS, History
 
 SIZE = 20 * CHUNK_BYTES + 2048
@@ -119,6 +121,23 @@ def test_points_as_people_write_them(ground: Ground, command: Command, point: st
     assert to.read_bytes() == ground.contents[5 if point == "latest" else 2]
     to.unlink()
     command("restore", ground.pool, f"{ground.history.volume}@{point}", "--to", to)
+
+
+def test_a_source_whose_clock_was_ahead(tmp_path: Path, command: Command) -> None:
+    """Two points of this morning, two of tomorrow: nobody knows which of them were there five minutes ago."""
+    log, source = tmp_path / "log", SourceVolume(3, SIZE)
+    for hours in (-10, -9, 24, 25):
+        source.now_ns = time.time_ns() + hours * 3600 * SECOND_NS
+        source.transaction(source.scribble())
+    source.publish(directory_log(log, create=True))
+    to = tmp_path / "disk.img"
+    refused = command("restore", log, "disk-1@-5m", "--to", to, "--json", code=5).error
+    assert "@2 of" in refused["message"] and "@3 of" in refused["message"] and "--accept-gap" in refused["mend"]
+    assert not to.exists()
+    listed = command("points", "list", log).out
+    assert "disk-1: @4 is stamped 1 d" in listed and "ahead of this host's clock" in listed
+    command("restore", log, "disk-1@-5m", "--to", to, "--accept-gap")
+    assert to.read_bytes() == source.images[2]
 
 
 def test_a_time_beyond_complete_to(ground: Ground, command: Command) -> None:

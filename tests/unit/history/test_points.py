@@ -37,6 +37,7 @@ from replicator.history.resolve import (
     BeyondCompleteError,
     NamedVolume,
     PointNotFoundError,
+    StampedAheadError,
     resolve,
     resolve_volume,
 )
@@ -262,6 +263,34 @@ def test_beyond_complete_to(text: str) -> None:
     assert caught.value.complete_to_ns == START + 15 * NS_PER_S and caught.value.newest.number == 12
     assert caught.value.mend is not None and caught.value.exit_code == 5
     assert _meant(text, accept_gap=True) == (1, 12)
+
+
+def _ahead(by_s: int, since: int = 6) -> list[RestorePoint]:
+    """The points, from number `since` on stamped by a clock that was ahead."""
+    return [replace(each, timestamp_ns=each.timestamp_ns + by_s * NS_PER_S * (each.number >= since)) for each in POINTS]
+
+
+@pytest.mark.parametrize("text", ["-5s", "-9s", "2026-11-22T12:00:05Z"])
+def test_points_of_a_clock_that_was_ahead(text: str) -> None:
+    """V4: what was cut after the jump may have been there at the time; numbers, labels and `latest` are as ever."""
+    ahead = _ahead(24 * 3600)
+    with pytest.raises(StampedAheadError, match=r"@5 .*@6 .*23 h 59 m.*ahead") as caught:
+        _meant(text, ahead)
+    assert caught.value.exit_code == 5 and caught.value.mend is not None and "--accept-gap" in caught.value.mend
+    assert (caught.value.before.number, caught.value.behind.number) == (5, 6)
+    assert _meant(text, ahead, accept_gap=True) == (1, 5)
+    assert [_meant(each, ahead) for each in ("7", "nightly", "latest")] == [(1, 7), (1, 10), (1, 12)]
+
+
+def test_a_clock_that_was_ahead_says_nothing_of_what_was_before() -> None:
+    """The point behind the one that is meant was stamped rightly: later jumps don't matter."""
+    assert _meant("-17s", _ahead(24 * 3600, since=8)) == (1, 3)
+
+
+@pytest.mark.parametrize(("by_s", "number"), [(0, 12), (1, 12), (5, 10), (30, 5), (74, 5)])
+def test_clocks_that_differ_a_little(by_s: int, number: int) -> None:
+    """A source whose points are up to a minute ahead of now is answered by its stamps, as ever."""
+    assert _meant("-5s", _ahead(by_s)) == (1, number)
 
 
 @pytest.mark.parametrize("text", ["4", "13", "2:5", "no-such-label", "2026-11-22T12:00:00Z", "-1h"])

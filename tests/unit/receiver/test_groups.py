@@ -119,6 +119,26 @@ def test_a_cut_that_is_there_in_part(database: Database, command: Command, place
     assert command("points", "show", source, "wal@monday", "--json").document["number"] == 3
 
 
+@pytest.mark.parametrize("place", ["log", "replica"])
+def test_a_number_that_came_again_is_no_part_of_an_older_cut(database: Database, command: Command, place: str) -> None:
+    """The cut's third transaction of wal was let go of; the number's next owner was cut after it."""
+    folder, source = database.folder, database.folder / place
+    data, wal = database.data, database.wal
+    members = tuple(sorted(((data.uuid, 4), (wal.uuid, 3)), key=lambda member: member[0].int))
+    data.begin()
+    data.commit(["upgrade"], GroupCut(GROUP, data.now_ns, members))
+    data.publish(database.log)
+    wal.now_ns = data.now_ns
+    wal.transaction(wal.scribble())
+    wal.publish(database.log)
+    command("receiver", "run", folder / "replica", "--log", folder / "log", "--once")
+    assert command("points", "show", source, "wal@3", "--json").document["number"] == 3, "a point of its own"
+    group = points(command, source)["data", 4]
+    assert not group["whole"] and "not here: wal@3" in command("points", "show", source, "data@upgrade").out
+    refused = command("restore", source, "wal@upgrade", "--to", folder / "wal.img", code=5)
+    assert "wal" in refused.err and not (folder / "wal.img").exists()
+
+
 def registration(name: str, timeline: int, number: int) -> Registration:
     return Registration(UUID(int=1), UUID(int=hash(name) & 0xFFFF), name, timeline, number, number, 7)
 

@@ -163,3 +163,12 @@ def test_an_empty_log_and_trouble_of_its_own() -> None:
     assert lines_of(empty, UTC) == [empty["headline"], f"  {empty['mend']}"] and "agent run" in empty["mend"]
     found = report([], standing(troubles=("the pool can't be reached: gone",)), NOW, UTC)
     assert found["severity"] == 1 and found["headline"].startswith("the pool can't")
+def test_a_source_whose_clock_is_ahead_shows() -> None:
+    """It would look up to date for as long, whatever happens to it."""
+    ahead = Progress(UUID(int=1), "a", number=7, newest_ns=NOW + 7200 * NS_PER_S, complete_to_ns=NOW + 7200 * NS_PER_S)
+    (note,) = report([ahead], standing(), NOW, UTC)["notes"]
+    assert note.startswith("a: @7 is stamped 2 h ahead of this host's clock")
+    near = replace(ahead, newest_ns=NOW + 30 * NS_PER_S)
+    assert report([near], standing(), NOW, UTC)["notes"] == []
+
+

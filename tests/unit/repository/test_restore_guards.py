@@ -86,6 +86,23 @@ def test_samples_see_both_ends(tmp_path: Path) -> None:
         assert first_byte(path, size, whole=False) == at
 
 
+def test_what_an_interrupted_restore_left_is_no_byte_of_a_strangers(tmp_path: Path) -> None:
+    """Zeros and the point's bytes, torn anywhere, are its own; another byte isn't."""
+    path, point = tmp_path / "device", bytes(range(1, 256)) * 16
+
+    def left(length: int, offset: int) -> bytes:
+        return point[offset : offset + length].ljust(length, b"\0")
+
+    def found(content: bytes) -> int | None:
+        path.write_bytes(content)
+        return first_byte(path, len(content), whole=False, left=left)
+
+    assert found(point) is None and found(point[:77].ljust(SIZE, b"\0")) is None
+    assert found(bytes(100) + point[100:].ljust(SIZE, b"\0")) is None
+    assert found(point[:77] + b"\x01" + point[78:]) == 77, "another disk's"
+    assert found(point.ljust(SIZE - 1, b"\0") + b"x") == SIZE - 1, "behind the volume's end"
+
+
 @contextmanager
 def flocked(path: Path) -> Iterator[None]:
     with path.open("r+b") as file:
