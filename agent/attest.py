@@ -9,6 +9,7 @@ transactions. The cut carries a label, so that receivers keep its point until th
 Invariants
   A1  What was read counts only if the lease stood to the end (delta, D3): else nothing is attested.
   A2  Memory: the hashes, at most a mebibyte, and one read.
+  A3  What is read is the snapshot that was looked at, or nothing: its dev_id may be another's by then (pool/leasing).
 
 Failures: those of delta; NotFoundError when the snapshot went meanwhile; StoppedError.
 """
@@ -28,6 +29,7 @@ from replicator.events.bodies import ATTESTED_SPANS_MAX, VolumeAttested
 from replicator.events.digests import digest128
 from replicator.events.values import StateName, chunk_count_of
 from replicator.pool.catalogue_schema import Snapshot, Volume
+from replicator.pool.leasing import leased_rows
 from replicator.units import CHUNK_BYTES
 
 SPAN_CHUNKS_MIN = 256
@@ -49,7 +51,7 @@ def attested(
     rows = np.empty((_READ_CHUNKS, CHUNK_BYTES), dtype=np.uint8)
     pool = context.pool()
     with ExitStack() as stack:
-        lease = stack.enter_context(pool.lease([snapshot.dev_id]))
+        lease = stack.enter_context(leased_rows(pool, [snapshot]))
         files = stack.enter_context(context.files(pool))
         origin = stack.enter_context(context.origin(volume.origin)) if volume.origin else None
         state = State(lease.devices[snapshot.dev_id].root, snapshot.size_bytes)

@@ -159,7 +159,8 @@ def _claim(context: Context, volume: UUID) -> int:
 def _forked(
     view: CatalogueView, volume: UUID, timeline: int, parent: StateName, history: LoggedHistory, base: Snapshot | None
 ) -> Switch:
-    """Branch and position, and all branches between: a lineage has no holes."""
+    """Branch and position, and all branches between: a lineage has no holes. A base that went meanwhile is none."""
+    base = base if base is not None and base in view.snapshots else None
     known = {each.timeline for each in view.rows.get(Branch, {}).values() if each.volume == volume}
     digests = {(each.timeline, each.number): each.digest for each in history.points}
     changes: list[Change] = [

@@ -12,6 +12,7 @@ Invariants
   R1  Only snapshots of purpose base or target are deleted, never one that is held, and never the new base.
   R2  The row of a cut goes when no prepared transaction names one of its snapshots any more.
   R3  The row of a cut of which one member turned out void goes at once: what is committed of it later is no group's.
+  R4  What becomes the base is named by its transaction in the view that is switched: a dev_id may be another's by then.
 """
 
 from __future__ import annotations
@@ -90,10 +91,17 @@ def dropped(view: CatalogueView, prepared: Prepared, *, is_void: bool = False) -
 
 
 def rewound(view: CatalogueView, rewind: Rewind, tail: StreamState, timestamp_ns: int) -> Switch | None:
-    """The log's tail, cut at that instant, is where the pool goes on; from its beginning, where nothing is in it."""
+    """The log's tail, cut at that instant, is where the pool goes on; from its beginning, where nothing is in it.
+
+    None where what equalled the tail went meanwhile (R4): it is to be decided again.
+    """
     volume = tail.volume
     position = position_at(tail, timestamp_ns)
-    known = None if rewind.dev_id is None else view.snapshot(rewind.dev_id)
+    named = tail.committed and (tail.committed.timeline, tail.committed.number, tail.committed.digest)
+    equal = (each for each in view.snapshots_of(volume) if (each.timeline, each.number, each.digest) == named)
+    known = None if rewind.dev_id is None else next((each for each in equal if each.dev_id == rewind.dev_id), None)
+    if known is None and rewind.dev_id is not None:
+        return None
     changes: list[Change] = []
     if position is not None:
         changes.append(Put(position))

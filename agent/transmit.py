@@ -11,6 +11,7 @@ Invariants
   T1  Before a transaction's first event the log's tail is looked at: it is what we appended, or nothing is sent.
   T2  A block that can't be read, or a comparison that comes out larger than the log was told, makes the transaction
       void, by its UUID: the next decision aborts it.
+  T3  Base and target are the snapshots that the facts spoke of, also under their lease: dev_ids are given again.
 
 Failures: StoppedError (a stop was asked for), UnsettledError (T1), and those of delta, compare and append.
 """
@@ -26,12 +27,14 @@ from agent.append import Appender, UnsettledError, log_errors
 from agent.context import Context
 from agent.delta import Delta, State
 from agent.extract import Extractor, Progress
+from agent.rows import target_of
 from replicator.errors import DamageError, DeviceError, NotFoundError, ReplicatorError
 from replicator.events.bodies import Body, ChunkBody, GroupCut, TransactionBegan, TransactionCommitted
 from replicator.events.state import OpenTransaction
 from replicator.events.values import Consistency, DeltaKind, chunk_count_of
-from replicator.pool.catalogue_schema import Prepared
+from replicator.pool.catalogue_schema import Prepared, Role, Snapshot
 from replicator.pool.interface import Lease
+from replicator.pool.leasing import leased_rows
 from replicator.pool.view import CatalogueView
 
 GroupOf: TypeAlias = Callable[[CatalogueView, Prepared], GroupCut | None]
@@ -108,9 +111,11 @@ class Transmission:
 
     def _extractor(self, stack: ExitStack, end: Appender, view: CatalogueView, prepared: Prepared) -> Extractor | None:
         pool = self._context.pool()
-        dev_ids = [each for each in (prepared.base_dev_id, prepared.target_dev_id) if each is not None]
+        rows = _rows_of(view, prepared)
+        if rows is None:
+            return None
         try:
-            lease: Lease = stack.enter_context(pool.lease(dev_ids))
+            lease: Lease = stack.enter_context(leased_rows(pool, rows))
         except NotFoundError:
             return None
         delta = self._delta(stack, end, view, prepared, lease)
@@ -161,6 +166,18 @@ class Transmission:
         end.add(TransactionCommitted(prepared.number, opened.counts, consistency, target.labels, members))
         end.flush()
         self._committed = (prepared.number, prepared.transaction_uuid)
+
+
+def _rows_of(view: CatalogueView, prepared: Prepared) -> list[Snapshot] | None:
+    """Target and base, if there is one; None where one of them went (T3)."""
+    target, position = target_of(view, prepared), view.position(prepared.volume, Role.PUBLISHED)
+    if target is None or prepared.base_dev_id is None:
+        return None if target is None else [target]
+    for each in view.snapshots_of(prepared.volume, hidden=True):
+        named = position is not None and (each.number, each.digest) == (position.number, position.digest)
+        if each.dev_id == prepared.base_dev_id and named:
+            return [target, each]
+    return None
 
 
 def _began(end: Appender, prepared: Prepared, extractor: Extractor) -> TransactionBegan:

@@ -14,6 +14,7 @@ Invariants
   T1  What was read counts only while the lease stood to the end.
   T2  Of each volume one attestation waits at most: a newer one takes its place, and its lease is released.
   T3  A drift stays until a later attestation finds the volume equal.
+  T4  What is compared is the attested point: looked up again under its lease, since dev_ids are given again.
 """
 
 from __future__ import annotations
@@ -79,6 +80,9 @@ class Attester:
             lease = held.enter_context(access.pool.lease([dev_id]))
         except NotFoundError:
             return False
+        if not _is_it(access.pool.view(), volume, body, dev_id):
+            held.close()
+            return False
         with self._turn:
             before = self._waiting.pop(volume, None)
             self._waiting[volume] = Attested(access, volume, name, body, dev_id, lease, held)
@@ -143,6 +147,14 @@ def device_of(view: CatalogueView, volume: UUID, body: VolumeAttested) -> int | 
         if (each.timeline, each.number, each.digest) == wanted:
             return each.dev_id
     return None
+
+
+def _is_it(view: CatalogueView, volume: UUID, body: VolumeAttested, dev_id: int) -> bool:
+    """Whether the device is the attested point (T4): still, or hidden meanwhile, which its lease outlasts."""
+    wanted = (dev_id, body.point.timeline, body.point.number, body.point.digest)
+    points = view.snapshots_of(volume, Purpose.POINT, hidden=True)
+    stands = any((each.dev_id, each.timeline, each.number, each.digest) == wanted for each in points)
+    return stands or device_of(view, volume, body) == dev_id
 
 
 def differing_spans(

@@ -13,22 +13,24 @@ Invariants
   R2  A round hides and deletes at most ROUND_POINTS points, the densest first.
   R3  Staging snapshots aren't points: their follower ends them.
   R4  Rows are changed by compare-and-swap: a label that is given meanwhile is kept, and keeps its point.
+  R5  What was hidden is what is deleted, or shown again; never what was given its dev_id meanwhile.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from receiver.replica import metadata_used
-from replicator.errors import ConflictError
+from replicator.errors import ConflictError, NotFoundError
 from replicator.history.points import RestorePoint
 from replicator.history.retention import RetentionPolicy, to_retire
 from replicator.pool.catalogue_schema import Purpose, Snapshot
-from replicator.pool.changes import End, Put
+from replicator.pool.changes import Put
 from replicator.pool.interface import Pool, Switch
 from replicator.pool.view import CatalogueView
-from replicator.pool.volumes import switched
+from replicator.pool.volumes import delete_row, switched
 
 ROUND_POINTS = 32
 """Each delete walks a mapping tree, beside which the followers' commits have to wait."""
@@ -58,12 +60,10 @@ class Retainer:
         self._in_use = {dev_id: rounds - 1 for dev_id, rounds in self._in_use.items() if rounds > 1}
         used = metadata_used(pool.status())
         due = self._hide(pool, used)
-        deleted, in_use = [], []
+        deleted, in_use = list[int](), list[int]()
         for snapshot in _hidden(pool.view())[:ROUND_POINTS]:
-            if self._delete(pool, snapshot):
-                deleted.append(snapshot.dev_id)
-            else:
-                in_use.append(snapshot.dev_id)
+            with suppress(NotFoundError):  # another sweep came first, or a label: the next round looks again
+                (deleted if self._delete(pool, snapshot) else in_use).append(snapshot.dev_id)
         return Round(tuple(each.dev_id for each in due), tuple(deleted), tuple(in_use), used)
 
     def _hide(self, pool: Pool, used: float) -> list[Snapshot]:
@@ -89,20 +89,20 @@ class Retainer:
         return snapshot.restore_point(leased=snapshot.dev_id in self._in_use)
 
     def _delete(self, pool: Pool, snapshot: Snapshot) -> bool:
-        """Delete one hidden point; False where somebody reads it."""
+        """Delete one hidden point; False where somebody reads it. NotFoundError where another deleted it (R5)."""
         try:
-            pool.switch(Switch(changes=(End(Snapshot, (snapshot.dev_id,)),), delete=(snapshot.dev_id,)))
+            delete_row(pool, snapshot)
         except ConflictError:
-            self._in_use[snapshot.dev_id] = _LEFT_ALONE_ROUNDS
             if not _is_left_head(pool.view(), snapshot):
-                switched(pool, lambda view: (_shown(view, snapshot.dev_id), None))
+                switched(pool, lambda view: (_shown(view, snapshot), None))
+            self._in_use[snapshot.dev_id] = _LEFT_ALONE_ROUNDS
             return False
         return True
 
 
-def _shown(view: CatalogueView, dev_id: int) -> Switch:
-    """Show it again, with whatever its row says now (R4)."""
-    return Switch(changes=(Put(replace(view.snapshot(dev_id), hidden=False)),))
+def _shown(view: CatalogueView, snapshot: Snapshot) -> Switch:
+    """Show it again, with whatever its row says now (R4, R5)."""
+    return Switch(changes=(Put(replace(view.still(snapshot), hidden=False)),))
 
 
 def _hidden(view: CatalogueView) -> list[Snapshot]:

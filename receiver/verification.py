@@ -83,8 +83,18 @@ def verify_points(
         tell(f"verifying {view.volume(point.volume).name}@{point.number}")
         target = Target(point.volume, point.timeline, point.number, point.size_bytes)
         with reader.lease([point.dev_id]) as lease, reader.disk(point.dev_id, point.size_bytes, lease=lease) as disk:
+            _require_still(reader.view(), point)
             found.append(verify_point(log, target, view.lineage(point.volume), disk.pread, lease))
     return found
+
+
+def _require_still(view: CatalogueView, point: RestorePoint) -> None:
+    """NotFoundError where the point went before its lease: the volume went on, or another snapshot has its dev_id."""
+    volume = view.volume(point.volume)
+    left = [each.restore_point() for each in view.snapshots_of(volume.uuid, Purpose.POINT, hidden=True) if each.number]
+    here = {(each.dev_id, each.timeline, each.number) for each in (*stored_points(view, volume), *left)}
+    if (point.dev_id, point.timeline, point.number) not in here:
+        raise NotFoundError(f"{volume.name}@{point.number} was retired meanwhile", mend="verify another one, or again")
 
 
 def remember(pool: Pool, verified: Sequence[Verified], now_ns: int) -> None:

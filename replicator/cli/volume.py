@@ -249,7 +249,7 @@ def delete(path: Path, name: str, with_snapshots: bool, yes: bool, as_json: bool
         if found.live is not None:
             delete_volume(pool, found.live.uuid, with_snapshots=with_snapshots)
         else:
-            delete_snapshot(pool, found.dev_id)
+            delete_snapshot(pool, found.snapshot or found.dev_id)
         left = pool.status().deleting_blocks * pool.block_bytes if _goes_on(pool) else 0
     print_done(as_json, {"deleted": name, **({"to_be_given_back_bytes": left} if left or as_json else {})})
 

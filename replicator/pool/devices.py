@@ -25,13 +25,14 @@ from replicator.errors import ConflictError, NotFoundError, ReplicatorError
 from replicator.pdata.node import MAPPING
 from replicator.pdata.tree import walk
 from replicator.pool.catalogue_schema import Origin, Purpose, Role, Snapshot, Volume
-from replicator.pool.changes import End, Put
+from replicator.pool.changes import Put
 from replicator.pool.interface import Lease, Pool, Switch
+from replicator.pool.leasing import leased_rows
 from replicator.pool.opening import open_pool
 from replicator.pool.reader import PoolReader
 from replicator.pool.reading import read_beside, read_pool
 from replicator.pool.view import CatalogueView
-from replicator.pool.volumes import free_dev_id, origin_of, sweep_hidden, switched
+from replicator.pool.volumes import delete_row, free_dev_id, origin_of, sweep_hidden, switched
 
 _THIN = re.compile(r"thin-(\d{1,8})", re.ASCII)
 _CUT_TRIES = 16  # somebody's sweep may take the new cut before it is leased; sixteen times in a row is a fault
@@ -40,13 +41,14 @@ _HIGHEST = 1 << 63
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """What a name stands for; `live` is the volume if the device is one that may be written."""
+    """What a name stands for: `live`, a volume that may be written, or `snapshot`; neither where no row names it."""
 
     name: str
     dev_id: int
     size_bytes: int
     origin: Origin | None = None
     live: Volume | None = None
+    snapshot: Snapshot | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ def find(reader: PoolReader, name: str) -> Named:
     view = reader.view()
     snapshot = view.snapshot_named(name)
     if snapshot is not None:
-        return Named(name, snapshot.dev_id, snapshot.size_bytes, origin_of(view, snapshot))
+        return Named(name, snapshot.dev_id, snapshot.size_bytes, origin_of(view, snapshot), snapshot=snapshot)
     try:
         volume = view.volume(name)
     except NotFoundError:
@@ -103,7 +105,7 @@ def _by_number(reader: PoolReader, view: CatalogueView, dev_id: int, name: str) 
             return Named(name, dev_id, volume.size_bytes, volume.origin, volume)
     for row in view.snapshots:
         if row.dev_id == dev_id:
-            return Named(name, dev_id, row.size_bytes, origin_of(view, row))
+            return Named(name, dev_id, row.size_bytes, origin_of(view, row), snapshot=row)
     return Named(name, dev_id, _mapped_end(reader, dev_id))
 
 
@@ -133,6 +135,7 @@ def held_still(path: Path, names: Sequence[str]) -> Iterator[tuple[PoolReader, l
         foreign = not (path / "catalog.db").exists()
         if foreign or not any(each.live for each in found):
             lease = stack.enter_context(reader.lease([each.dev_id for each in found]))
+            _require_same(reader.view(), found)
             yield reader, [Still(each.name, each.dev_id, each.size_bytes, each.origin, lease) for each in found]
             return
     with ExitStack() as stack:  # the shared lock is let go of first: a cut is a change
@@ -147,6 +150,7 @@ def held_still(path: Path, names: Sequence[str]) -> Iterator[tuple[PoolReader, l
 def _still(pool: Pool, named: Named) -> Iterator[Still]:
     if named.live is None:
         with pool.lease([named.dev_id]) as lease:
+            _require_same(pool.view(), [named])
             yield Still(named.name, named.dev_id, named.size_bytes, named.origin, lease)
         return
     with _cut(pool, named.live) as (row, lease):
@@ -167,16 +171,23 @@ def _cut(pool: Pool, volume: Volume) -> Iterator[tuple[Snapshot, Lease]]:
         try:
             with ExitStack() as held:
                 try:
-                    lease = held.enter_context(pool.lease([row.dev_id]))
+                    lease = held.enter_context(leased_rows(pool, [row]))
                 except NotFoundError:
                     continue
                 yield row, lease
                 return
         finally:
-            _drop(pool, row.dev_id)
+            _drop(pool, row)
     raise ConflictError(f"{_CUT_TRIES} cuts of {volume.name} were swept away by others", mend="try again")
 
 
-def _drop(pool: Pool, dev_id: int) -> None:
+def _require_same(view: CatalogueView, found: Sequence[Named]) -> None:
+    """NotFoundError where a snapshot went before its lease, and perhaps another has its id."""
+    for each in found:
+        if each.snapshot is not None:
+            view.still(each.snapshot)
+
+
+def _drop(pool: Pool, row: Snapshot) -> None:
     with suppress(ReplicatorError):  # whoever sweeps next takes it: nobody leases it any more
-        pool.switch(Switch(delete=(dev_id,), changes=(End(Snapshot, (dev_id,)),)))
+        delete_row(pool, row)

@@ -52,7 +52,7 @@ from replicator.pool.reading import read_beside
 from replicator.pool.remote import RemotePool
 from replicator.pool.sparse import data_extents, nonzero_blocks
 from replicator.pool.view import CatalogueView
-from replicator.pool.volumes import free_dev_id, sweep_hidden, switched
+from replicator.pool.volumes import delete_row, free_dev_id, sweep_hidden, switched
 from replicator.units import MIB, SECTOR_BYTES
 
 STEP_BYTES = 1024 * MIB
@@ -199,7 +199,7 @@ def _running(pool: Pool) -> Iterator[None]:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             for row in pool.view().snapshots:
                 if _is_import(row):
-                    pool.switch(Switch(delete=(row.dev_id,), changes=(End(Snapshot, (row.dev_id,)),)))
+                    delete_row(pool, row)
         fcntl.flock(fd, fcntl.LOCK_SH)
         yield
     finally:

@@ -123,7 +123,7 @@ class PoolStatus:
     """How a pool is doing: the numbers of dm-thin's status line, and what the engine knows besides.
 
     `deleting_blocks`: mappings of deleted devices that are still to go, of `deleting_total_blocks` that they had; their
-    space comes back as they go.
+    space comes back as they go. `next_dev_id` is where to look for a free id first.
     """
 
     uuid: UUID
@@ -145,6 +145,7 @@ class PoolStatus:
     deleting_devices: int = 0
     deleting_blocks: int = 0
     deleting_total_blocks: int = 0
+    next_dev_id: int = 1
 
 
 class Lease(Protocol):

@@ -6,6 +6,7 @@ back what it has just written. Logged points aren't in it (there may be millions
 Invariants
   M1  view(N).after(changes, N + 1) equals view(N + 1) once those changes were staged.
   M2  A view never changes; who holds one holds a consistent past.
+  M3  A snapshot is known again by its volume and its instant: dev_ids are given again.
 
 Failures: NotFoundError (names what there is), ConflictError (a name that two volumes have).
 """
@@ -84,6 +85,13 @@ class CatalogueView:
         found = self._find(Snapshot, dev_id)
         if found is None:
             raise NotFoundError(f"no snapshot is the thin device {dev_id}")
+        return found
+
+    def still(self, row: Snapshot) -> Snapshot:
+        """The snapshot that `row` was in another view, as it is in this one; NotFoundError where it went (M3)."""
+        found = self._find(Snapshot, row.dev_id)
+        if found is None or (found.volume, found.timestamp_ns) != (row.volume, row.timestamp_ns):
+            raise NotFoundError(f"the snapshot {row.name or row.dev_id} was deleted meanwhile")
         return found
 
     def snapshot_named(self, name: str) -> Snapshot | None:

@@ -28,6 +28,8 @@ Invariants
   U2  Snapshots and clones have the external origin of their volume, without being told (S3-36).
   U3  A volume that a transaction is being published of, or that has snapshots, is deleted only when that is said.
   U4  A row whose device the kernel deleted behind our back can be deleted, and a volume so lost rolled back.
+  U5  Who looked at a snapshot acts on that one or on none, however long it thought about it: ids are given again.
+  U6  An id is given again only when the ids behind it were given, as long as one owner has the pool.
 
 Failures: NotFoundError, ConflictError (name taken, in use, too many races), NoSpaceError, UsageError.
 """
@@ -38,6 +40,7 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TypeVar
 from uuid import UUID, uuid4
 
@@ -133,8 +136,8 @@ def create_snapshot(pool: Pool, volume: str | UUID, name: str, *, labels: tuple[
     return switched(pool, plan)
 
 
-def clone(pool: Pool, source: str | UUID | int, name: str) -> Volume:
-    """A new, writable volume from a volume, a user's snapshot (by name) or any snapshot (by dev_id)."""
+def clone(pool: Pool, source: str | UUID | int | Snapshot, name: str) -> Volume:
+    """A new, writable volume from a volume, a user's snapshot (by name) or any snapshot (its row, or dev_id)."""
     uuid, created_ns = uuid4(), time.time_ns()
 
     def plan(view: CatalogueView) -> tuple[Switch, Volume]:
@@ -208,8 +211,8 @@ def _farewell(position: Position | None) -> list[Change]:
     return [Put(Setting(f"{DELETED_SETTING}{position.volume}", value))]
 
 
-def delete_snapshot(pool: Pool, snapshot: str | int) -> None:
-    """Delete a user's snapshot (by name) or any other (by dev_id)."""
+def delete_snapshot(pool: Pool, snapshot: str | int | Snapshot) -> None:
+    """Delete a user's snapshot (by name) or any other (its row, or dev_id)."""
 
     def plan(view: CatalogueView) -> tuple[Switch, None]:
         row = _snapshot(view, snapshot)
@@ -226,11 +229,21 @@ def sweep_hidden(pool: Pool) -> int:
     swept = 0
     for row in pool.view().snapshots:
         if row.hidden and row.purpose is not Purpose.STAGING:
-            gone = Switch(delete=_there(pool, row.dev_id), changes=(End(Snapshot, (row.dev_id,)),))
             with contextlib.suppress(ConflictError, NotFoundError):  # being read; or another client swept it
-                pool.switch(gone)
+                delete_row(pool, row)
                 swept += 1
     return swept
+
+
+def delete_row(pool: Pool, row: Snapshot) -> None:
+    """Delete a snapshot with its device, if its row is still what it was: ConflictError while it is read (U5)."""
+
+    def plan(view: CatalogueView) -> tuple[Switch, None]:
+        if view.snapshot(row.dev_id) != row:
+            raise NotFoundError(f"{_told(row)} was deleted or changed meanwhile")
+        return Switch(delete=_there(pool, row.dev_id), changes=(End(Snapshot, (row.dev_id,)),)), None
+
+    switched(pool, plan)
 
 
 def drop_cut(pool: Pool, cut_id: UUID) -> None:
@@ -253,10 +266,11 @@ def switched(pool: Pool, plan: Callable[[CatalogueView], tuple[Switch, Result]])
 
 
 def free_dev_id(pool: Pool, view: CatalogueView) -> int:
-    """The lowest thin device id that neither the catalogue nor the metadata has."""
+    """A thin device id that neither the catalogue nor the metadata has: the first behind the last one given (U6)."""
     taken = {each.dev_id for each in view.volumes} | {each.dev_id for each in view.snapshots}
     taken |= being_deleted(view).keys()
-    for dev_id in range(1, DEV_ID_LIMIT):
+    first = max(1, pool.status().next_dev_id)
+    for dev_id in chain(range(first, DEV_ID_LIMIT), range(1, first)):
         if dev_id not in taken and not pool.facts((dev_id,)):
             return dev_id
     raise ConflictError("all 16,777,215 device ids are in use", mend="delete snapshots that nobody needs")
@@ -277,9 +291,9 @@ def _require_free_name(view: CatalogueView, name: str) -> None:
         raise ConflictError(f"there is a snapshot {name!r} already", mend="take another name, or delete that one")
 
 
-def _source(view: CatalogueView, source: str | UUID | int) -> tuple[int, int, Origin | None]:
+def _source(view: CatalogueView, source: str | UUID | int | Snapshot) -> tuple[int, int, Origin | None]:
     """(dev_id, size, external origin) of what a clone is made of (U2)."""
-    row = _snapshot(view, source) if isinstance(source, int) else _named(view, source)
+    row = _snapshot(view, source) if isinstance(source, int | Snapshot) else _named(view, source)
     if isinstance(row, Volume):
         return row.dev_id, row.size_bytes, row.origin
     return row.dev_id, row.size_bytes, origin_of(view, row)
@@ -304,11 +318,11 @@ def _named(view: CatalogueView, name: str | UUID) -> Volume | Snapshot:
         raise NotFoundError(f"there is no volume or snapshot {name}; there are: {_list(names)}") from None
 
 
-def _snapshot(view: CatalogueView, snapshot: str | int) -> Snapshot:
-    if isinstance(snapshot, int):
-        found = view.snapshot(snapshot)
+def _snapshot(view: CatalogueView, snapshot: str | int | Snapshot) -> Snapshot:
+    if not isinstance(snapshot, str):
+        found = view.snapshot(snapshot) if isinstance(snapshot, int) else view.still(snapshot)
         if found.hidden:
-            raise NotFoundError(f"the snapshot {snapshot} is deleted already")
+            raise NotFoundError(f"{_told(found)} is deleted already")
         return found
     named = view.snapshot_named(snapshot)
     if named is None:

@@ -74,7 +74,7 @@ def clone_named(pool: Pool, source: str, name: str, zone: tzinfo) -> Volume:
     if "@" not in source:
         with read_beside(pool) as reader:
             found = find(reader, source)
-        return clone(pool, found.dev_id if found.live is None else found.live.uuid, name)
+        return clone(pool, found.live.uuid if found.live else found.snapshot or found.dev_id, name)
     with open_source(str(pool.path), beside=pool) as points:
         opened = points.open_point(source, now_ns=time.time_ns(), zone=zone)
         with opened.disk:

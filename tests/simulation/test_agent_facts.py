@@ -12,7 +12,7 @@ from uuid import UUID
 
 import pytest
 
-from agent.attest import span_chunks_of
+from agent.attest import attested, span_chunks_of
 from agent.context import Context
 from agent.cut import GroupPublisher
 from agent.farewell import gone_volumes
@@ -28,13 +28,15 @@ from replicator.events.state import Life
 from replicator.events.values import StateName
 from replicator.log.interface import Registration
 from replicator.log.object_log import ObjectLog
-from replicator.pool.volumes import delete_volume
+from replicator.pool.catalogue_schema import Purpose
+from replicator.pool.volumes import create_snapshot, delete_volume
 from replicator.repository.logged import read_history
 from replicator.units import CHUNK_BYTES, MIB
 from tests.support.agent_world import VOLUME, Replica, SourceHost, context_of
 from tests.support.faulty_log import FaultyLog
 from tests.support.manual_clock import SECOND_NS, ManualClock
 from tests.support.memory_objects import MemoryStore
+from tests.support.rivals import given_again, rivalled
 
 OTHER = UUID("6f1c0000-0000-4000-8000-00000000beef")
 SIZE = 4 * MIB + 512
@@ -183,6 +185,37 @@ def test_attestations_hash_what_the_volume_reads_and_come_at_their_interval(sour
         source.step(again, 700)
     assert sum(isinstance(body, VolumeAttested) for body in source.bodies()) == 2
     again.close()
+
+
+def test_a_cut_that_went_before_it_was_read_isnt_attested_by_what_has_its_id(source: Source) -> None:
+    """A3 of attest."""
+    volume, row = source.host.pool.view().volume(VOLUME), create_snapshot(source.host.pool, "disk", "cut")
+    given_again(source.host.pool, row, "other", "precious")
+    with pytest.raises(NotFoundError, match="meanwhile"):
+        attested(source.context(), volume, row, StateName(1, 1, bytes(16)), lambda: False)
+
+
+@pytest.mark.parametrize("which", [Purpose.TARGET, Purpose.BASE])
+def test_a_delta_is_never_of_what_has_the_id_of_a_lost_snapshot(source: Source, which: Purpose) -> None:
+    """T3 of transmit."""
+    pool, rng = source.host.pool, random.Random(5)
+    fresh = rng.randbytes(300_000)
+    source.host.write(100_000, fresh, OTHER)
+    source.host.write(0, rng.randbytes(300_000))
+    first = GroupPublisher(source.context(), [VOLUME])
+    first.round()
+    first.close()
+    source.host.write(100_000, fresh)
+
+    def lost() -> None:
+        given_again(pool, pool.view().snapshots_of(VOLUME, which)[0], "other", "precious")
+
+    rival = rivalled(pool, "lease", lost)
+    publisher = GroupPublisher(replace(source.context(), pool=lambda: rival), [VOLUME])
+    publisher.round()
+    assert Replica.of(source.log).content == source.host.content()
+    assert pool.view().snapshot_named("precious")
+    publisher.close()
 
 
 def test_spans_are_as_many_as_an_event_holds() -> None:

@@ -1,10 +1,12 @@
-"""U1 to U3 of pool/volumes, E1 of pool/origins; and two clients that race."""
+"""U1 to U3 and U5 of pool/volumes, E1 of pool/origins; and two clients that race."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -12,16 +14,25 @@ import pytest
 
 from replicator.blockdev.file import FileDevice
 from replicator.errors import ConflictError, NotFoundError, UsageError
-from replicator.pool import volumes
-from replicator.pool.catalogue_schema import OriginKind, Prepared, Purpose, Setting, Snapshot
+from replicator.pool import applying, devices, volumes
+from replicator.pool.catalogue_schema import (
+    DEV_ID_LIMIT,
+    VOLUME_BYTES_LIMIT,
+    OriginKind,
+    Prepared,
+    Purpose,
+    Setting,
+    Snapshot,
+)
 from replicator.pool.changes import Put
-from replicator.pool.interface import Pool, Switch
+from replicator.pool.interface import CutRequest, Pool, Switch
 from replicator.pool.opening import OwnedPool, own_pool
 from replicator.pool.origins import identify_origin, open_origin
 from replicator.pool.remote import RemotePool
 from replicator.thin.metadata import PoolMetadata
 from replicator.units import MIB
 from tests.support.pool_owner import make_pool, served
+from tests.support.rivals import given_again, rivalled
 
 
 @pytest.fixture
@@ -65,6 +76,33 @@ def test_a_name_is_given_once(pool: OwnedPool) -> None:
     with pytest.raises(NotFoundError, match="disk"):
         volumes.clone(pool, "none", "x")
     assert pool.view().at_id == at_id
+
+
+@pytest.mark.parametrize("remote", [False, True], ids=["owner", "client"])
+def test_an_id_that_was_deleted_comes_back_late(pool: OwnedPool, remote: bool) -> None:
+    """U6: who still means the deleted device by it finds none."""
+    with RemotePool(pool.path) if remote else contextlib.nullcontext(pool) as asked:
+        given = [1]
+        for number in range(3):
+            given.append(volumes.create_snapshot(asked, "disk", f"snap{number}").dev_id)
+            volumes.delete_snapshot(asked, f"snap{number}")
+            given.append(volumes.clone(asked, "disk", "clone").dev_id)
+            volumes.delete_volume(asked, "clone")
+            cut = CutRequest(uuid4(), (asked.view().volume("disk").uuid,), Purpose.BASE)
+            given.extend(asked.cut(cut).dev_ids)
+            volumes.delete_snapshot(asked, given[-1])
+    assert given == list(range(1, len(given) + 1))
+
+
+def test_behind_the_last_id_the_lowest_free_one_is_given(pool: OwnedPool) -> None:
+    last = DEV_ID_LIMIT - 1
+    row = Snapshot(last, pool.view().volume("disk").uuid, Purpose.USER, 1, MIB, name="last")
+    pool.switch(Switch(create=(last - 1,)))
+    pool.used_dev_id(last - 1)
+    pool.switch(Switch(create=(last,), changes=(Put(row),)))
+    assert [volumes.create_snapshot(pool, "disk", name).dev_id for name in "ab"] == [2, 3]
+    pool.used_dev_id(1)  # one that was looked up before others came: it doesn't lead back
+    assert volumes.create_snapshot(pool, "disk", "c").dev_id == 4
 
 
 def test_rename_keeps_everything_but_the_name(pool: OwnedPool) -> None:
@@ -159,6 +197,52 @@ def test_sweep_leaves_what_is_being_filled(pool: OwnedPool) -> None:
     staging = Snapshot(9, row.uuid, Purpose.STAGING, 5, MIB, hidden=True)
     pool.switch(Switch(snapshot=((9, row.dev_id),), changes=(Put(staging),)))
     assert volumes.sweep_hidden(pool) == 0 and pool.facts((9,))
+
+
+def _hidden_one(pool: OwnedPool) -> Snapshot:
+    """A snapshot that was deleted, and whose space somebody has yet to give back."""
+    row = volumes.create_snapshot(pool, "disk", "old")
+    pool.switch(Switch(changes=(Put(replace(row, name="", hidden=True)),)))
+    return row
+
+
+def test_a_sweep_doesnt_delete_what_was_given_its_id_meanwhile(pool: OwnedPool) -> None:
+    """U5."""
+    row = _hidden_one(pool)
+    rival = rivalled(pool, "switch", lambda: given_again(pool, row, "disk", "before-upgrade"))
+    assert volumes.sweep_hidden(rival) == 0
+    assert _names(pool) == ["before-upgrade", "disk"] and pool.facts((row.dev_id,))
+
+
+@pytest.mark.parametrize("act", [volumes.delete_snapshot, lambda pool, row: volumes.clone(pool, row, "copy")])
+def test_what_was_looked_at_is_what_is_acted_on(pool: OwnedPool, act: Callable[[Pool, Snapshot], object]) -> None:
+    """U5: who looked at a snapshot, and thought about it, doesn't delete or copy the one that has its id now."""
+    row = _hidden_one(pool)
+    given_again(pool, row, "disk", "before-upgrade")
+    with pytest.raises(NotFoundError, match="meanwhile"):
+        act(pool, row)
+    assert _names(pool) == ["before-upgrade", "disk"]
+
+
+def test_a_cut_that_was_swept_and_its_id_given_again_is_made_anew(
+    pool: OwnedPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """U5: what is held still is a cut of the volume that was named, and what has the id of a lost cut stays."""
+    with pool.engine.gate.writing():
+        pool.open_live(1, 16 * MIB, None).pwrite(b"disk" * 1024, 0)
+    volumes.create_volume(pool, "other", MIB)
+
+    def lost() -> None:
+        (cut,) = pool.view().snapshots
+        given_again(pool, cut, "other", "precious")
+
+    def opened(path: Path) -> Pool:
+        return rivalled(RemotePool(path), "lease", lost)
+
+    monkeypatch.setattr(devices, "open_pool", opened)
+    with devices.held_still(pool.path, ["disk"]) as (_, (still,)):
+        assert still.root == pool.facts((1,))[1].root
+    assert _names(pool) == ["disk", "other", "precious"] and pool.facts((_dev_id(pool, "precious"),))
 
 
 def test_an_id_that_only_the_metadata_has_is_not_given_again(pool: OwnedPool) -> None:
@@ -275,3 +359,29 @@ def _dev_id(pool: Pool, snapshot: str) -> int:
     found = pool.view().snapshot_named(snapshot)
     assert found is not None
     return found.dev_id
+
+
+def test_no_volume_is_larger_than_the_tables_of_those_who_serve_it(
+    pool: OwnedPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P5; one that is, from another time, is still there, and shrinks."""
+    most = volumes.create_volume(pool, "most", VOLUME_BYTES_LIMIT)
+    at_id, too_large = pool.view().at_id, replace(most, uuid=uuid4(), name="x", dev_id=9, size_bytes=1 << 62)
+    with RemotePool(pool.path) as client:
+        for asked in (pool, client):
+            with pytest.raises(UsageError, match="1 PiB"):
+                volumes.create_volume(asked, "more", VOLUME_BYTES_LIMIT + 1)
+            with pytest.raises(UsageError, match="1 PiB"):
+                volumes.resize(asked, "disk", 4 << 60)
+            with pytest.raises(UsageError, match="1 PiB"):  # an import's, or a receiver's
+                asked.switch(Switch(create=(9,), changes=(Put(too_large),)))
+    assert pool.view().at_id == at_id and pool.facts().keys() == {1, most.dev_id}
+    monkeypatch.setattr(applying, "VOLUME_BYTES_LIMIT", 8 * MIB)
+    volumes.rename(pool, "disk", "old")
+    volumes.create_snapshot(pool, "old", "snap")
+    assert volumes.clone(pool, "snap", "copy").size_bytes == 16 * MIB
+    volumes.resize(pool, "old", 12 * MIB)
+    volumes.rollback(pool, "old", "snap")
+    volumes.delete_volume(pool, "most")
+    with pytest.raises(UsageError, match="8 MiB"):
+        volumes.resize(pool, "old", 17 * MIB)

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from receiver.access import Access
 from receiver.attest import Attester
+from receiver.dev_ids import DevIds
 from receiver.errors import DriftError
 from receiver.remember import drift_of, verified_of
 from replicator.errors import ReplicatorError
@@ -21,6 +23,7 @@ from replicator.units import CHUNK_BYTES, KIB
 from tests.support.receivers import assert_prefix, follower, memory_log
 from tests.support.replica_pools import ReplicaPool
 from tests.support.replica_streams import SourceVolume
+from tests.support.rivals import given_again, rivalled
 
 SIZE = 21 * CHUNK_BYTES + 512
 
@@ -88,6 +91,26 @@ def test_the_next_transactions_go_on_while_it_waits(replica: ReplicaPool) -> Non
     assert assert_prefix(replica, source) == 3
     told.attester.compare_waiting()
     assert not told.errors and verified_of(replica.pool.view())[str(source.uuid)] == (1, 77)
+
+
+def test_a_point_that_went_before_it_was_leased_is_passed_over(replica: ReplicaPool) -> None:
+    """T4: what has its id by then isn't compared, and is no drift."""
+    log, source, told = memory_log(), SourceVolume(8, SIZE), Told()
+    source.transaction(source.scribble())
+    attest(source, 4)
+    body = source.events[-1].body
+    assert isinstance(body, VolumeAttested)
+    source.transaction(source.scribble())
+    source.publish(log)
+    follower(replica, source, log).follow(None)
+    (first, *_) = replica.pool.view().snapshots_of(source.uuid, Purpose.POINT)
+    name = replica.pool.view().volume(source.uuid).name
+
+    rival = rivalled(replica.pool, "lease", lambda: given_again(replica.pool, first, name, "mine"))
+    access = Access(rival, replica.disks, DevIds(replica.pool))
+    assert not told.attester.take(access, source.uuid, name, body)
+    told.attester.compare_waiting()
+    assert not told.errors
 
 
 def test_drift_is_loud_and_stays_until_it_is_gone(replica: ReplicaPool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
@@ -11,6 +12,7 @@ import pytest
 
 from receiver.apply import ApplySettings
 from receiver.retain import ROUND_POINTS, Retainer
+from receiver.verification import verify_points
 from receiver.verify import Target, Verified, verify_point
 from replicator.errors import NotFoundError
 from replicator.events.bodies import PointLabelled
@@ -19,12 +21,18 @@ from replicator.history.points import RestorePoint
 from replicator.history.retention import RetentionPolicy
 from replicator.log.object_log import ObjectLog
 from replicator.pool.catalogue_schema import Purpose, Snapshot
+from replicator.pool.changes import Put
 from replicator.pool.interface import Pool, Switch
+from replicator.pool.reader import PoolReader
+from replicator.pool.reading import read_beside
+from replicator.pool.volumes import create_volume
 from replicator.repository.labelling import label_point
 from replicator.units import GIB
+from tests.support.pool_owner import make_pool, served
 from tests.support.receivers import follower, memory_log
 from tests.support.replica_pools import ReplicaPool
 from tests.support.replica_streams import SourceVolume, random_source
+from tests.support.rivals import given_again, rivalled
 
 SIZE = 20 * 65536 + 512
 DENSE = RetentionPolicy(materialise_every_s=1)
@@ -102,6 +110,35 @@ def test_a_label_given_while_points_retire_is_kept_and_keeps_its_point(replica: 
     assert [(each.number, each.labels) for each in kept] == [(2, ("precious",)), (4, ())]
 
 
+def test_what_was_given_the_id_of_a_retired_point_stays(replica: ReplicaPool) -> None:
+    """R5: another sweep takes a point that is being retired, and a user's snapshot gets its id."""
+    source = random_source(2, SIZE, 4, resizing=False)
+    applied(replica, source, DENSE)
+    name = replica.pool.view().volumes[0].name
+    hidden = [replace(each, hidden=True) for each in points(replica, source.uuid)[:-1]]
+    replica.pool.switch(Switch(changes=tuple(map(Put, hidden))))
+    first, made = min(hidden, key=lambda each: each.dev_id), list[Snapshot]()
+    rival = rivalled(
+        replica.pool, "switch", lambda: made.append(given_again(replica.pool, first, name, "before-upgrade"))
+    )
+    done = Retainer(DENSE, lambda: source.now_ns + 1).round(rival)
+    assert len(done.deleted) == 2 and first.dev_id not in done.deleted and done.in_use == ()
+    assert replica.pool.view().snapshot_named("before-upgrade") == made[0]
+    assert replica.read(made[0].dev_id, made[0].size_bytes) == source.images[4]
+
+
+def test_what_was_given_the_id_of_a_point_isnt_verified_in_its_place(tmp_path: Path) -> None:
+    """Between the command's look and its lease the point is retired: that is no damage."""
+    make_pool(tmp_path / "pool")
+    with served(tmp_path / "pool") as pool, read_beside(pool) as reader:
+        volume = create_volume(pool, "disk", SIZE)
+        row = Snapshot(9, volume.uuid, Purpose.POINT, 5, SIZE, number=1, digest=bytes(16))
+        pool.switch(Switch(snapshot=((9, volume.dev_id),), changes=(Put(row),)))
+        rival = rivalled(cast("Pool", reader), "lease", lambda: given_again(pool, row, "disk", "mine"))
+        with pytest.raises(NotFoundError, match="retired meanwhile"):
+            verify_points(cast("PoolReader", rival), memory_log(), [row.restore_point()], lambda _: None)
+
+
 def test_a_label_from_the_source_and_one_from_a_person_at_once(replica: ReplicaPool) -> None:
     source = random_source(2, SIZE, 3, resizing=False)
     log = applied(replica, source, DENSE)
@@ -171,3 +208,27 @@ def test_what_was_trimmed_is_unknown_and_what_isnt_there_is_refused(replica: Rep
     assert found.is_equal and found.chunk_count == 1 and found.unknown_count == 20
     with pytest.raises(NotFoundError, match="doesn't hold transaction 1:1"):
         verified(replica, log, points(replica, source.uuid)[0], 1 << 20)
+
+
+@pytest.mark.parametrize("size", [SIZE, 30 * 65536])
+def test_a_log_that_was_trimmed_inside_a_transaction_says_nothing_of_what_it_lost(
+    replica: ReplicaPool, size: int
+) -> None:
+    """The transaction's beginning is gone; the stream's state has its size, and what lies within is unknown."""
+    source, log = SourceVolume(7, SIZE), memory_log()
+    source.data[:] = b"\x05" * SIZE
+    source.transaction()
+    source.publish(log)
+    source.resize(size)
+    source.data[:3] = b"abc"
+    source.begin()
+    source.put_changes(set())
+    source.publish(log)
+    source.commit()
+    source.publish(log)
+    follower(replica, source, log, settings=ApplySettings(GIB, DENSE)).follow(None)
+    log.trim(source.uuid, 1, source.state.sequence)
+    assert log.reader(source.uuid, 1).start().open is not None, "the log begins inside"
+    found = verified(replica, log, points(replica, source.uuid)[-1], 1 << 20)
+    assert found.is_equal, f"{found.differing} differ from a log that says nothing of them"
+    assert found.chunk_count == 0 and found.unknown_count == -(-size // 65536)
