@@ -279,7 +279,7 @@ pool = "/srv/replicator/pool"
 log = "/srv/replicator/log"                   # a directory; other places by their URL
 listen = ["unix:/run/replicator/nbd.sock"]    # where clients reach the volumes over NBD; or tcp:HOST:10809
 interval = "1s"                               # between two cuts: what may be lost; or, instead, cron = "0 2 * * *"
-# volumes = ["vm1"]                           # only these; all others are left alone
+# volumes = ["vm1"]                           # only these; all others are left alone: status names them
 # bandwidth = "50MiB"                         # a second, at most, to the log
 # level = 1                                   # zstd; 3 saves 3 % for half as much time again
 # threads = 2                                 # that hash and compress
@@ -300,7 +300,7 @@ interval = "1s"                               # between two cuts: what may be lo
 # limit = "10s"
 # consistency = "filesystem"                  # or application: what such a cut is worth
 
-# [[group]]                                   # volumes with one cut
+# [[group]]                                   # volumes with one cut: those that are there; status tells who is missing
 # name = "database"
 # volumes = ["db-data", "db-wal"]
 # interval = "5s"

@@ -33,7 +33,7 @@ class Context:
 
     `pool` gives the pool, connected; `files` and `origin` open what is read for one transaction. `tell` is called after
     each event (for beacons), `count` before bytes go out, `report` with what went wrong but didn't stop anything,
-    `answered` when the log has just taken a beacon.
+    `answered` when the log has just taken a beacon, `agreed` when a volume's rows and stream do.
     """
 
     pool: Callable[[], Pool]
@@ -49,6 +49,7 @@ class Context:
     report: Callable[[str], None] = lambda _: None
     answered: Callable[[], None] = lambda: None
     level: int = LEVEL_DEFAULT
+    agreed: Callable[[Pool, UUID], None] = lambda _, __: None
     threads: int = THREADS_DEFAULT
 
     def pass_bytes(self, count: int) -> None:

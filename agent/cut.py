@@ -18,6 +18,9 @@ Invariants
       the log had lost its end, is made again.
   G5  A job that was killed is finished by its like, by what the catalogue has: a cut under its labels that waits, and
       the volumes of that instant that are published already.
+  G6  A group's cut is of the members that are there, and its GroupCut names those: one that is deleted leaves, one that
+      is made (again) joins between two cuts, when nothing of an earlier one is under way. So each point of the group
+      still is one instant of all that it names; a point from before has the former members.
 """
 
 from __future__ import annotations
@@ -74,6 +77,7 @@ class GroupPublisher:
         for uuid, member in self.members.items():
             try:
                 tails[uuid] = member.settle_down(group)
+                self._context.agreed(self._context.pool(), uuid)
             except RefusedError as error:
                 self.refused = {uuid: error, **self._refused(uuid)}
                 raise
@@ -143,6 +147,7 @@ class GroupPublisher:
         for uuid, member in list(self.members.items()):
             try:
                 tails[uuid] = member.settle_down(self._group if self._name else None)
+                self._context.agreed(self._context.pool(), uuid)
             except (UnavailableError, StoppedError):
                 raise
             except ReplicatorError as error:
@@ -202,6 +207,12 @@ class GroupPublisher:
         done = act(self._context)
         self.members = {uuid: VolumePublisher(self._context, uuid) for uuid in self.members}
         return done
+
+    def join(self, members: Sequence[UUID]) -> None:
+        """Cut these with the others from now on (G6)."""
+        self.settle_down()
+        both = {uuid: VolumePublisher(self._context, uuid) for uuid in members} | self.members
+        self.members = {uuid: both[uuid] for uuid in sorted(both, key=lambda each: each.int)}
 
     def look_again(self) -> None:
         """Read every member's tail again before the next step."""

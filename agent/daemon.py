@@ -27,13 +27,14 @@ from agent.clock import Clock
 from agent.config import AgentConfig
 from agent.context import Context, open_files, open_origin
 from agent.cut import points_of
-from agent.gather import Gatherer
+from agent.gather import Absent, Gatherer
 from agent.holder import PoolHolder
 from agent.job import SOCKET_NAME
-from agent.plans import plans_of, point_of
+from agent.plans import absent_names, plans_of, point_of
 from agent.published import failed_of
 from agent.ratelimit import TokenBucket
 from agent.rebase import rebase_from_log, rebase_to_new_timeline
+from agent.remembering import Remembering
 from agent.status import STUCK_S, document
 from agent.ticket import Act, Ticket
 from agent.worker import CrashedError, GroupWorker, Plan
@@ -92,6 +93,8 @@ class Agent:
         self._sampled_s = float("-inf")
         self._is_clean = False
         self._log_away: ReplicatorError | None = None
+        self._absent: dict[str, Absent] = {}
+        self._remembering: Remembering | None = None
 
     # -- life --------------------------------------------------------------------------------------------------
 
@@ -110,7 +113,7 @@ class Agent:
             stack.callback(self._end_ours)
             self._log = self._opened_log(pool.view())
             if self._log is not None:
-                self._remember_log(pool)
+                self._remembering = Remembering(pool.view(), self._remember_log)
                 stack.callback(self._log.close)
                 stack.callback(self._join)
                 self._publish(pool)
@@ -206,10 +209,15 @@ class Agent:
         notify_systemd(f"STATUS={self.status({})['headline']}")
 
     def plan_workers(self, view: CatalogueView, *, start: bool = True) -> None:
-        """A worker for every group and volume that has none yet."""
+        """A worker for every group and volume that has none yet; who joins a group goes to its worker."""
+        self._note_absent(view)
         taken = {uuid for worker in self.workers for uuid in worker.plan.members}
+        groups = {each.plan.name: each for each in self.workers if each.plan.name and each.over is None}
         for plan in plans_of(self.config, view):
-            if not taken & set(plan.members):
+            fresh = [uuid for uuid in plan.members if uuid not in taken]
+            if fresh and plan.name in groups:
+                groups[plan.name].join(fresh)
+            elif len(fresh) == len(plan.members):
                 worker = self._worker(plan)
                 self.workers.append(worker)
                 if start:
@@ -217,12 +225,20 @@ class Agent:
                     self._threads[worker] = thread
                     thread.start()
 
+    def _note_absent(self, view: CatalogueView) -> None:
+        """Since when a name of the configuration is no volume's: told once, and in the status until it is there."""
+        known, self._absent = self._absent, {}
+        for name, group in absent_names(self.config, view):
+            if name not in known:
+                self._journal.warning("a volume isn't there", volume=name, group=group)
+            self._absent[name] = known.get(name) or Absent(name, group, self.clock.now_ns())
+
     def _worker(self, plan: Plan) -> GroupWorker:
         context = self._context(plan)
         return GroupWorker(context, plan, chance=self._chance, lose_pool=self._holder.lose, zone=self._zone)
 
     def _context(self, plan: Plan) -> Context:
-        assert self._log is not None
+        assert self._log is not None and self._remembering is not None
         return Context(
             pool=self._holder.get,
             log=self._log,
@@ -234,6 +250,7 @@ class Agent:
             bucket=self._bucket,
             report=lambda reason: self._journal.warning("publishing", group=plan.name, reason=reason),
             answered=lambda: self._gatherer.sample_log(self.clock.monotonic()),
+            agreed=self._remembering.agreed,
             level=self.config.level,
             threads=self.config.threads,
         )
@@ -245,6 +262,9 @@ class Agent:
         now_ns, away, pool = self.clock.now_ns(), self._log_away, self._holder.known()
         if away is None or pool is None:
             facts = self._gatherer.facts(pool, list(self.workers), self.clock.monotonic())
+            if self.workers:  # before, nothing is planned yet
+                absent = list(self._absent.values())
+                facts = self._gatherer.with_unpublished(facts, list(self.workers), self.config, absent, now_ns)
         else:
             reason, mend = f"log unreachable: {away.message}", away.mend or "mount it, or name the one that there is"
             exporter = self._gatherer.exporter_of(pool)

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from uuid import UUID
 
+from agent.config import AgentConfig
 from agent.lastword import LastWord
 from agent.meter import Instants, RoomMeter
+from agent.plans import is_left_out
 from agent.relief import low_blocks
 from agent.status import AgentFacts, LogRoom, ReceiverFacts, Room, VolumeFacts
 from agent.worker import GroupWorker
@@ -24,6 +27,17 @@ from replicator.log.opening import log_places
 from replicator.pool.catalogue_schema import Position, Purpose, Role, Volume
 from replicator.pool.interface import Pool, PoolStatus
 from replicator.pool.view import CatalogueView
+
+_COMING = "it isn't published yet: volumes that came are looked for every 10 s, and join a group between two cuts"
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """A name of the configuration, of a group or of `volumes`, that nothing in the pool has, since an instant."""
+
+    name: str
+    group: str
+    since_ns: int
 
 
 class Gatherer:
@@ -81,6 +95,26 @@ class Gatherer:
         exporter = None if status is None or is_away else _exporter(status)
         return AgentFacts(self._path, self._log, os.getpid(), exporter, tuple(volumes), *self.rooms())
 
+    def with_unpublished(
+        self,
+        facts: AgentFacts,
+        workers: Sequence[GroupWorker],
+        config: AgentConfig,
+        absent: Sequence[Absent],
+        now_ns: int,
+    ) -> AgentFacts:
+        """`facts`, and what nobody publishes: volumes that no worker has, and names that nothing has."""
+        planned, view = {uuid for worker in workers for uuid in worker.plan.members}, self._view
+        coming, left_out = [], []
+        for row in view.volumes if view else []:
+            if view is not None and row.uuid not in planned and view.position(row.uuid, Role.APPLIED) is None:
+                if is_left_out(config, row):
+                    left_out.append(row.name)
+                else:
+                    coming.append(_unpublished(view, row, now_ns, Failure(now_ns, _COMING)))
+        volumes = (*facts.volumes, *coming, *map(_absent, absent))
+        return replace(facts, volumes=volumes, left_out=tuple(left_out))
+
     def exporter_of(self, pool: Pool) -> int | None:
         """The process that serves the disks; None where it is this one, or away."""
         with contextlib.suppress(ReplicatorError):
@@ -100,27 +134,9 @@ class Gatherer:
         """What the catalogue tells while nothing is published, and the log `said`: since then nothing is sure."""
         volumes = []
         for row in view.volumes:
-            position = view.position(row.uuid, Role.PUBLISHED)
             if view.position(row.uuid, Role.APPLIED) is None:
                 word = (said or {}).get(row.uuid, LastWord())
-                until = max(position.timestamp_ns if position else 0, word.equal_until_ns or 0)
-                base, prepared = _base(view, row.uuid), view.prepared_of(row.uuid)
-                volumes.append(
-                    VolumeFacts(
-                        row.name,
-                        str(row.uuid),
-                        row.created_ns,
-                        0.0,
-                        timeline=position.timeline if position else 1,
-                        number=position.number if position else 0,
-                        equal_until_ns=until or None,
-                        failure=Failure(min(until or row.created_ns, now_ns), reason, mend),
-                        waiting_number=prepared.number if prepared else None,
-                        base_dev_id=base[0] if base else None,
-                        base_since_ns=base[1] if base else None,
-                        receivers=receivers_of(word.receivers, None),
-                    )
-                )
+                volumes.append(_unpublished(view, row, now_ns, Failure(now_ns, reason, mend), word))
         return AgentFacts(self._path, self._log, pid, exporter, tuple(volumes))
 
     def _has_changed(self, pool: Pool, view: CatalogueView, volume: Volume) -> bool | None:
@@ -134,6 +150,37 @@ class Gatherer:
                 return True
             return None if self._status.dirty_count else False
         return None
+
+
+def _unpublished(
+    view: CatalogueView, row: Volume, now_ns: int, why: Failure, word: LastWord | None = None
+) -> VolumeFacts:
+    """What the catalogue, and the log's last `word`, tell of a volume that nobody publishes."""
+    word, position = word or LastWord(), view.position(row.uuid, Role.PUBLISHED)
+    until = max(position.timestamp_ns if position else 0, word.equal_until_ns or 0)
+    base, prepared = _base(view, row.uuid), view.prepared_of(row.uuid)
+    return VolumeFacts(
+        row.name,
+        str(row.uuid),
+        row.created_ns,
+        0.0,
+        timeline=position.timeline if position else 1,
+        number=position.number if position else 0,
+        equal_until_ns=until or None,
+        failure=replace(why, since_ns=min(until or row.created_ns, now_ns)),
+        waiting_number=prepared.number if prepared else None,
+        base_dev_id=base[0] if base else None,
+        base_since_ns=base[1] if base else None,
+        receivers=receivers_of(word.receivers, None),
+    )
+
+
+def _absent(absent: Absent) -> VolumeFacts:
+    """A volume that only the configuration knows."""
+    where = f"group {absent.group} names it" if absent.group else "the configuration names it"
+    mend = f"replicator volume create POOL {absent.name} --size SIZE; or take it out of the configuration, and restart"
+    failure = Failure(absent.since_ns, f"{where}, and the pool has no such volume", mend)
+    return VolumeFacts(absent.name, "", absent.since_ns, 0.0, failure=failure)
 
 
 def _volume(

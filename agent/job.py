@@ -28,6 +28,7 @@ from agent.farewell import buried, gone_volumes
 from agent.publish import VolumePublisher
 from agent.published import Published, failed_of
 from agent.ratelimit import TokenBucket
+from agent.remembering import Remembering
 from replicator.errors import ConflictError, NotFoundError, UnavailableError, UsageError
 from replicator.exporter.signals import stopped_by_signals
 from replicator.history.names import check_label
@@ -146,7 +147,10 @@ def rebase(path: Path, log: str | None, volume: str, *, new_timeline: bool) -> s
     if not known:
         raise UsageError(f"{path} doesn't know its log", mend="name it: --log LOG")
     with _opened(path, known) as (context, _):
-        return act(context, context.pool().view().volume(volume).uuid)
+        uuid = context.pool().view().volume(volume).uuid
+        done = act(context, uuid)
+        context.agreed(context.pool(), uuid)
+        return done
 
 
 @contextmanager
@@ -159,7 +163,7 @@ def _opened(path: Path, log: str) -> Iterator[tuple[Context, Log]]:
         view = pool.view()
         is_new = all(view.position(each.uuid, Role.PUBLISHED) is None for each in view.volumes)
         opened = stack.enter_context(closing(open_log(log, create=is_new)))
-        remember_log(pool, Role.PUBLISHED, log)
+        remembering = Remembering(view, lambda pool: remember_log(pool, Role.PUBLISHED, log))
         context = Context(
             pool=lambda: pool,
             log=opened,
@@ -170,5 +174,6 @@ def _opened(path: Path, log: str) -> Iterator[tuple[Context, Log]]:
             host=host_name(),
             bucket=TokenBucket(None, clock.monotonic),
             report=lambda reason: click.echo(reason, err=True),
+            agreed=remembering.agreed,
         )
         yield context, opened

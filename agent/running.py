@@ -87,4 +87,4 @@ def connect_pool(config: AgentConfig) -> Pool:
 
 
 def _listeners(config: AgentConfig) -> list[ListenAsked]:
-    return [ListenAsked(each, list(config.volumes), False, dict(config.tls)) for each in config.listen]
+    return [ListenAsked(each, list(config.volumes), False, dict(config.tls), patient=True) for each in config.listen]

@@ -52,7 +52,7 @@ class ReceiverFacts:
 
 @dataclass(frozen=True, slots=True)
 class VolumeFacts:
-    """One volume as its worker has it; `number` 0: nothing is in the log yet.
+    """One volume as its worker has it; `number` 0: nothing is in the log yet; `uuid` empty: the pool hasn't got it.
 
     `late_s`: how old the oldest change outside the log may be; `silent_s`: since when the worker shows no progress;
     `resumed_ns`: when it was resumed, until a round went well since.
@@ -127,7 +127,7 @@ class LogRoom:
 
 @dataclass(frozen=True, slots=True)
 class AgentFacts:
-    """The whole agent."""
+    """The whole agent; `left_out`: volumes that its configuration leaves to nobody, which is no fault."""
 
     pool: str
     log: str
@@ -136,6 +136,7 @@ class AgentFacts:
     volumes: tuple[VolumeFacts, ...]
     room: Room | None = None
     log_room: LogRoom | None = None
+    left_out: tuple[str, ...] = ()
 
 
 def document(facts: AgentFacts, now_ns: int, zone: tzinfo) -> dict[str, Any]:
@@ -158,6 +159,7 @@ def document(facts: AgentFacts, now_ns: int, zone: tzinfo) -> dict[str, Any]:
         "headline": head.headline(now_ns, zone) + more if head else "NOT PROTECTED: there is no volume",
         "mend": volumes[0]["mend"] if volumes else "replicator volume create POOL NAME --size SIZE",
         "volumes": volumes,
+        "left_out": sorted(facts.left_out),
         "room": None if facts.room is None else asdict(facts.room),
         "log_room": None if facts.log_room is None else asdict(facts.log_room),
         "clock_ahead_s": max((_ahead_s(each, now_ns) for v in facts.volumes for each in v.receivers), default=0.0),
@@ -178,7 +180,7 @@ def _volume(facts: VolumeFacts, verdict: Verdict, now_ns: int, zone: tzinfo) -> 
     lost = None if verdict.exposed_ns is None else max(0, now_ns - verdict.exposed_ns) / NS_PER_S
     return {
         "volume": facts.name,
-        "uuid": facts.uuid,
+        "uuid": facts.uuid or None,
         "group": facts.group or None,
         "severity": int(verdict.severity),
         "state": str(verdict.state),
@@ -238,6 +240,8 @@ def text(status: dict[str, Any]) -> str:
         if each["mend"] and each["mend"] != status.get("mend"):
             lines.append(f"  {each['mend']}")
     lines += _rooms(status)
+    if status["left_out"]:
+        lines.append(f"not published, as configured: {', '.join(status['left_out'])}")
     if status["clock_ahead_s"] > 1:
         lines.append(f"a receiver's clock is {format_duration(status['clock_ahead_s'])} ahead of this host's")
     if status["pid"]:
@@ -271,6 +275,8 @@ def _room(room: dict[str, Any]) -> str:
 def _details(volume: dict[str, Any]) -> list[str]:
     """What a volume's second line says."""
     since = {True: "changed since", False: "nothing changed since", None: "not known whether it changed since"}
+    if volume["uuid"] is None:
+        return ["nothing is known of it"]
     found = ["nothing is in the log yet"]
     if volume["number"]:
         found = [f"in the log up to {volume['in_log_up_to'] or 'its last start'} (transaction {volume['number']})"]

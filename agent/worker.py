@@ -24,7 +24,7 @@ Invariants
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, tzinfo
 from typing import Any
@@ -107,6 +107,7 @@ class GroupWorker:
         if not isinstance(plan.schedule, Every):
             self._schedule(0.0)
         self._tickets = Tickets()
+        self._joining: set[UUID] = set()
         plan.hooks.thaw_now(context.report)
 
     # -- from any thread ---------------------------------------------------------------------------------------
@@ -122,6 +123,12 @@ class GroupWorker:
         ticket = Ticket(act=act)
         self._tickets.add(ticket)
         return ticket
+
+    def join(self, members: Sequence[UUID]) -> None:
+        """Have these cut with the group's others, as soon as what is under way is in the log (G6 of cut)."""
+        if not self._joining.issuperset(members):
+            self._joining.update(members)
+            self.ask(lambda publisher: self._join(publisher, members))
 
     def pause(self) -> None:
         """No more rounds until `resume`; beacons go on."""
@@ -204,6 +211,14 @@ class GroupWorker:
                 self._publisher.look_again()
                 ticket.answer(None, error)
         return cuts
+
+    def _join(self, publisher: GroupPublisher, members: Sequence[UUID]) -> None:
+        try:
+            publisher.join(members)
+        finally:
+            self._joining.difference_update(members)  # who wants them here asks again
+        self.plan = replace(self.plan, members=tuple(publisher.members))
+        self.signs = Signs(self._context, publisher, self.plan.beacon_s)
 
     def _round(self, tickets: list[Ticket]) -> None:
         began_s = self._context.clock.monotonic()

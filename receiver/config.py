@@ -24,6 +24,7 @@ from receiver.facts import Patience
 from replicator.errors import NotFoundError, UsageError
 from replicator.history.names import check_name
 from replicator.history.retention import RetentionPolicy
+from replicator.log.pace import beacon_interval_s
 from replicator.units import GIB, MIB, TIB, parse_duration, parse_size
 
 CONFIG_BYTES_MAX = 1 << 20
@@ -34,6 +35,8 @@ APPLY_COMMIT_BYTES_MAX = TIB
 VOLUMES_MAX = 4096
 """A thread each: beyond, several receivers share the work."""
 
+SILENT_S_MIN = 60.0
+_BEACONS_MISSED = 3  # one is late now and then
 DEFAULT_PATH = Path("/etc/replicator/receiver.toml")
 _LONGEST_S = 366 * 86400.0
 _Keys: TypeAlias = dict[str, tuple[str, Callable[[Any], Any]]]
@@ -41,7 +44,10 @@ _Keys: TypeAlias = dict[str, tuple[str, Callable[[Any], Any]]]
 
 @dataclass(frozen=True, slots=True)
 class ReceiverConfig:
-    """Everything a receiver needs to know; `volumes` empty: all that the log has."""
+    """Everything a receiver needs to know; `volumes` empty: all that the log has.
+
+    Without `silent_after_s` the kind of log decides: three of the agent's beacons are missing, and a minute has passed.
+    """
 
     pool: Path
     log: str
@@ -49,7 +55,7 @@ class ReceiverConfig:
     apply_commit_bytes: int = GIB
     discover_every_s: float = 10.0
     retain_every_s: float = 30.0
-    silent_after_s: float = 60.0
+    silent_after_s: float | None = None
     late_after_s: float = 60.0
     max_volumes: int = 256
     socket_group: str | None = None
@@ -65,7 +71,8 @@ class ReceiverConfig:
         if self.name:
             check_name(self.name)
         for name in ("discover_every_s", "retain_every_s", "silent_after_s", "late_after_s"):
-            if not 0.1 <= getattr(self, name) <= _LONGEST_S:
+            value = getattr(self, name)
+            if value is not None and not 0.1 <= value <= _LONGEST_S:
                 raise UsageError(f"{name.removesuffix('_s')} isn't between 100ms and a year")
 
     @property
@@ -81,11 +88,15 @@ class ReceiverConfig:
     @property
     def patience(self) -> Patience:
         """What status calls late."""
-        return Patience(self.silent_after_s, self.late_after_s)
+        silent_s = self.silent_after_s
+        if silent_s is None:
+            silent_s = max(SILENT_S_MIN, _BEACONS_MISSED * beacon_interval_s(self.log))
+        return Patience(silent_s, self.late_after_s)
 
     def effective(self) -> dict[str, Any]:
         """What it comes to, as plain objects: `config show --effective`."""
-        return {**dataclasses.asdict(self), "pool": str(self.pool)}
+        plain = dataclasses.asdict(self)
+        return {**plain, "pool": str(self.pool), "silent_after_s": self.patience.silent_after_s}
 
 
 def load_config(path: Path) -> ReceiverConfig:
@@ -202,7 +213,7 @@ pool = "/srv/replicator/replica"              # replicator pool create /srv/repl
 log = "/srv/replicator/log"                   # a directory; other places by their URL
 # volumes = ["vm1"]                           # only these; otherwise all that the log has, new ones too
 # apply_commit_bytes = "1GiB"                 # a larger transaction is applied in steps, beside the replica
-# silent_after = "60s"                        # without a sign of life of the agent: status warns
+# silent_after = "60s"                        # without a sign of life of the agent: status warns; 3m with a bucket
 # late_after = "60s"                          # a transaction that waits longer, a log away longer: status warns
 # discover_every = "10s"                      # new volumes are looked for
 # retain_every = "30s"                        # restore points are retired

@@ -6,11 +6,11 @@ import json
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import StringIO
 from pathlib import Path
 from typing import Any, cast
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from click.testing import CliRunner
@@ -20,21 +20,25 @@ from agent.clock import SystemClock
 from agent.config import AgentConfig, GroupConfig
 from agent.cut import GroupPublisher
 from agent.daemon import Agent
-from agent.decide import FencedError
+from agent.decide import FencedError, RefusedError
 from agent.job import SOCKET_NAME, ask_agent, publish_once, status_of
 from agent.status import text
 from agent.worker import CrashedError
 from replicator.cli.points import points
 from replicator.errors import ConflictError, NotFoundError, ReplicatorError, UnavailableError, UsageError
+from replicator.events.state import Life
 from replicator.exporter.journal import Journal
 from replicator.log.opening import open_log
 from replicator.pool.catalogue_schema import Role
 from replicator.pool.interface import Pool
 from replicator.pool.registrations import registrations
-from replicator.repository.remembered import remember_log
+from replicator.pool.volumes import create_volume, delete_volume
+from replicator.repository.remembered import LOG_SETTING, remember_log
 from replicator.units import MIB
 from tests.support.agent_world import VOLUME, Replica, SourceHost, context_of
 from tests.support.manual_clock import ManualClock
+
+OTHER = UUID("6f1c0000-0000-4000-8000-00000000beef")
 
 
 class Running:
@@ -175,6 +179,66 @@ def test_volumes_that_come_later_are_published_too(host: SourceHost, tmp_path: P
     made.join()
 
 
+def _states(made: Running) -> dict[str, tuple[str, str | None]]:
+    return {each["volume"]: (each["state"], each["group"]) for each in made.agent.status({})["volumes"]}
+
+
+def test_a_member_that_isnt_there_is_told_and_hinders_nobody(host: SourceHost, tmp_path: Path) -> None:
+    """At the start; and once it is made, it is cut with its group, at one instant."""
+    host.create("other", MIB, uuid=OTHER, dev_id=2)
+    config = config_of(host, tmp_path, groups=(GroupConfig("app", ("disk", "made-later")),))
+    with running(host, config) as made:
+        assert {each["volume"] for each in ask_agent(host.path, "snapshot")["points"]} == {"disk", "other"}
+        assert _states(made) == {
+            "disk": ("PROTECTED", "app"),
+            "other": ("PROTECTED", None),
+            "made-later": ("NOT PROTECTED", None),
+        }
+        (told,) = [each for each in made.agent.status({})["volumes"] if each["volume"] == "made-later"]
+        assert "group app" in told["headline"] and "volume create" in told["mend"] and told["severity"] == 2
+        assert "made-later: NOT PROTECTED" in text(made.agent.status({}))
+        later = host.create("made-later", MIB, uuid=UUID(int=77), dev_id=40)
+        assert _states(made)["made-later"] == ("NOT PROTECTED", None), "no worker has it yet"
+        made.agent.plan_workers(host.pool.view())
+        points = ask_agent(host.path, "snapshot", volumes=["disk"], labels=["both"])["points"]
+        assert sorted(each["volume"] for each in points) == ["disk", "made-later"]
+        assert _states(made)["made-later"] == ("PROTECTED", "app")
+    (commit,) = Replica.of(open_log(config.log), later).commits[-1:]
+    assert commit.group is not None and [uuid for uuid, _ in commit.group.members] == sorted([VOLUME, later])
+
+
+def test_a_member_made_again_under_its_name_joins_its_group(host: SourceHost, tmp_path: Path) -> None:
+    host.create("other", MIB, uuid=OTHER, dev_id=2)
+    config = config_of(host, tmp_path, groups=(GroupConfig("app", ("disk", "other")),))
+    with running(host, config) as made:
+        ask_agent(host.path, "snapshot")
+        delete_volume(host.pool, "other", while_published=True)
+        again = host.create("other", MIB, uuid=UUID(int=77), dev_id=40)
+        host.create("new", MIB, uuid=UUID(int=78), dev_id=41)
+        with suppress(NotFoundError):  # the cut that meets its absence
+            ask_agent(host.path, "snapshot", volumes=["disk"])
+        made.agent.plan_workers(host.pool.view())
+        named = {each["volume"] for each in ask_agent(host.path, "snapshot", labels=["all"])["points"]}
+        assert named == {"disk", "other", "new"}
+        assert set(_states(made).values()) == {("PROTECTED", "app"), ("PROTECTED", None)}
+    assert Replica.of(open_log(config.log), again).points
+    assert open_log(config.log).reader(OTHER, 1).tail().life is Life.DELETED
+
+
+def test_volumes_that_are_named_and_not_there_are_told(host: SourceHost, tmp_path: Path) -> None:
+    """Of `volumes`; what it leaves out is named, and no fault. Where none is there, the start is refused."""
+    host.create("other", MIB, uuid=OTHER, dev_id=2)
+    with running(host, config_of(host, tmp_path, volumes=("gone", "disk"))) as made:
+        assert [each["volume"] for each in ask_agent(host.path, "snapshot")["points"]] == ["disk"]
+        states = {name: state for name, (state, _) in _states(made).items()}
+        assert states == {"disk": "PROTECTED", "gone": "NOT PROTECTED"}
+        assert made.agent.status({})["left_out"] == ["other"]
+        assert "not published, as configured: other" in text(made.agent.status({}))
+    nothing = Running(host, config_of(host, tmp_path, volumes=("gone",)))
+    with pytest.raises(NotFoundError, match="gone"):
+        nothing.agent.run()
+
+
 def test_a_log_that_vanished_is_waited_for_and_not_taken_for_a_new_one(host: SourceHost, tmp_path: Path) -> None:
     config, log, unmounted = config_of(host, tmp_path), tmp_path / "log", tmp_path / "unmounted"
     with running(host, config):
@@ -268,6 +332,25 @@ def test_a_log_that_does_not_open_is_not_remembered(host: SourceHost, tmp_path: 
     with pytest.raises(NotFoundError):
         Running(host, AgentConfig(host.path, str(tmp_path / "nowhere" / "log"))).agent.run()
     assert host.pool.view().setting("log") == ""
+
+
+def test_a_mistyped_log_that_is_one_is_not_remembered(host: SourceHost, tmp_path: Path) -> None:
+    """Another's log: what it refuses stays of the log that it was published to, also where a new volume goes there."""
+    own, foreign = str(tmp_path / "log"), str(tmp_path / "foreign")
+    (tmp_path / "elsewhere").mkdir()
+    elsewhere = SourceHost(tmp_path / "elsewhere")
+    elsewhere.create("disk", MIB, uuid=OTHER)
+    for pool, log in ((elsewhere, foreign), (host, own)):
+        pool.close()
+        publish_once(pool.path, log, (), ())
+    with pytest.raises(RefusedError):
+        publish_once(host.path, foreign, (), ())
+    host.reopen_closed()
+    assert host.pool.view().setting(LOG_SETTING) == own
+    create_volume(host.pool, "new", MIB)
+    with running(host, AgentConfig(host.path, foreign, interval_s=0.1)):
+        assert [each["volume"] for each in ask_agent(host.path, "snapshot")["failed"]] == ["disk"]
+    assert host.pool.view().setting(LOG_SETTING) == own
 
 
 def test_a_crashed_worker_ends_the_agent(host: SourceHost, tmp_path: Path) -> None:

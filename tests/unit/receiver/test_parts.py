@@ -24,6 +24,7 @@ from replicator.errors import NotFoundError, UsageError
 from replicator.history.points import NS_PER_S
 from replicator.history.protection import Failure
 from replicator.history.retention import RetentionPolicy
+from replicator.log.pace import beacon_interval_s
 from replicator.pool.interface import Filling, PoolStatus
 from replicator.units import GIB, MIB
 
@@ -93,6 +94,18 @@ def test_the_template_is_a_configuration(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("log", "said", "silent_s"),
+    [("/srv/l", None, 60), ("s3://bucket/x", None, 180), ("s3://bucket/x", "90s", 90), ("/srv/l", "5m", 300)],
+)
+def test_an_agent_is_silent_when_several_of_its_beacons_are_missing(log: str, said: str | None, silent_s: int) -> None:
+    """By the kind of log: a bucket is told of it every 60 s (log/pace)."""
+    tables = {"pool": "p", "log": log} | ({"silent_after": said} if said else {})
+    found = config_of(tables)
+    assert found.patience.silent_after_s == found.effective()["silent_after_s"] == silent_s
+    assert silent_s > beacon_interval_s(log)
+
+
+@pytest.mark.parametrize(
     ("tables", "message"),
     [
         ({"pool": "p"}, "log is missing"),
@@ -157,12 +170,6 @@ def test_a_stopped_agent_shows() -> None:
     assert found["volumes"][0]["behind_s"] == 70
 
 
-def test_an_empty_log_and_trouble_of_its_own() -> None:
-    empty = report([], standing(), NOW, UTC)
-    assert empty["severity"] == 1 and empty["headline"] == "NOTHING IS REPLICATED: the log /srv/l has no volumes yet"
-    assert lines_of(empty, UTC) == [empty["headline"], f"  {empty['mend']}"] and "agent run" in empty["mend"]
-    found = report([], standing(troubles=("the pool can't be reached: gone",)), NOW, UTC)
-    assert found["severity"] == 1 and found["headline"].startswith("the pool can't")
 def test_a_source_whose_clock_is_ahead_shows() -> None:
     """It would look up to date for as long, whatever happens to it."""
     ahead = Progress(UUID(int=1), "a", number=7, newest_ns=NOW + 7200 * NS_PER_S, complete_to_ns=NOW + 7200 * NS_PER_S)
@@ -172,3 +179,9 @@ def test_a_source_whose_clock_is_ahead_shows() -> None:
     assert report([near], standing(), NOW, UTC)["notes"] == []
 
 
+def test_an_empty_log_and_trouble_of_its_own() -> None:
+    empty = report([], standing(), NOW, UTC)
+    assert empty["severity"] == 1 and empty["headline"] == "NOTHING IS REPLICATED: the log /srv/l has no volumes yet"
+    assert lines_of(empty, UTC) == [empty["headline"], f"  {empty['mend']}"] and "agent run" in empty["mend"]
+    found = report([], standing(troubles=("the pool can't be reached: gone",)), NOW, UTC)
+    assert found["severity"] == 1 and found["headline"].startswith("the pool can't")
