@@ -15,6 +15,9 @@ Invariants
   F4  A device that nobody offers any more is closed: what was written is durable, and it may be deleted.
   F5  A volume that no client has open is let go of for those who delete it or roll it back, and offered again behind
       them, as what it then is; one that a client has open is not.
+  F6  What is offered is what the name stood for when its device was held, and what it is compared with, the snapshot
+      of when it was offered: dev_ids are given again, so each is looked up once more under the lease.
+  F7  Sizes come from pool/sizes: the view that a front goes by may be late.
 """
 
 from __future__ import annotations
@@ -24,17 +27,18 @@ import threading
 from collections import Counter
 from collections.abc import Collection
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
 
 from replicator.blockdev.interface import BlockDevice
-from replicator.errors import ConflictError, NotFoundError, ReplicatorError, UsageError
+from replicator.errors import ConflictError, NotFoundError, UsageError
 from replicator.exporter.address import Address, UnixAddress, check_tls, parse_address
 from replicator.exporter.connection import Security
 from replicator.exporter.exports import ChangedRuns, Export, Exports
 from replicator.exporter.listener import NbdServer, ServerSettings
+from replicator.exporter.origins import Origins
 from replicator.nbd.handshake import Tls
 from replicator.nbd.uri import NbdUri
 from replicator.pdata.block import Words
@@ -42,22 +46,27 @@ from replicator.pdata.transaction import BrokenPoolError
 from replicator.pool.catalogue_schema import Origin, Role, Snapshot, Volume
 from replicator.pool.clients import GOING_S
 from replicator.pool.control_values import ExportFacts, ListenAsked
+from replicator.pool.leasing import leased_rows
 from replicator.pool.local import LocalLease, LocalPool
-from replicator.pool.origins import open_origin
 from replicator.pool.view import CatalogueView
 from replicator.thin.closing import close_device
+from replicator.thin.device import ThinDevice
 from replicator.thin.diff import diff
 
 
 @dataclass(frozen=True, slots=True)
 class Offered:
-    """What a name should stand for; two that are equal need no change."""
+    """What a name should stand for; two that are equal need no change.
+
+    `row` is the volume or snapshot that was meant, `bases` what a snapshot can be compared with.
+    """
 
     dev_id: int
     size_bytes: int
     read_only: bool
     origin: Origin | None
-    base_names: tuple[tuple[str, int], ...] = ()
+    row: Volume | Snapshot = field(compare=False)  # its name and labels may change
+    bases: tuple[Snapshot, ...] = ()
 
 
 def wanted(view: CatalogueView, asked: ListenAsked) -> dict[str, Offered]:
@@ -69,7 +78,7 @@ def wanted(view: CatalogueView, asked: ListenAsked) -> dict[str, Offered]:
 
 def _volume(view: CatalogueView, volume: Volume, read_only: bool) -> Offered:
     is_replica = view.position(volume.uuid, Role.APPLIED) is not None
-    return Offered(volume.dev_id, volume.size_bytes, read_only or is_replica, volume.origin)
+    return Offered(volume.dev_id, volume.size_bytes, read_only or is_replica, volume.origin, volume)
 
 
 def _named(view: CatalogueView, name: str, read_only: bool) -> Offered:
@@ -79,8 +88,8 @@ def _named(view: CatalogueView, name: str, read_only: bool) -> Offered:
     if snapshot is None:
         return _volume(view, view.volume(name), read_only)
     origin = next((each.origin for each in view.volumes if each.uuid == snapshot.volume), None)
-    bases = tuple((s.name, s.dev_id) for s in view.snapshots_of(snapshot.volume) if s.name and s is not snapshot)
-    return Offered(snapshot.dev_id, snapshot.size_bytes, True, origin, bases)
+    bases = tuple(each for each in view.snapshots_of(snapshot.volume) if each.name and each is not snapshot)
+    return Offered(snapshot.dev_id, snapshot.size_bytes, True, origin, snapshot, bases)
 
 
 def _point(view: CatalogueView, name: str) -> Snapshot:
@@ -95,30 +104,6 @@ def _point(view: CatalogueView, name: str) -> Snapshot:
     return found[-1]
 
 
-class Origins:
-    """External origins that are open, by what they are; opened for reading, shared by all exports."""
-
-    def __init__(self) -> None:
-        self._open: dict[Origin, BlockDevice] = {}
-        self._lock = threading.Lock()
-
-    def get(self, origin: Origin | None) -> BlockDevice | None:
-        """The open device, known to be what it was; NotFoundError, UnavailableError, ConflictError (pool/origins)."""
-        if origin is None:
-            return None
-        with self._lock:
-            if origin not in self._open:
-                self._open[origin] = open_origin(origin)
-            return self._open[origin]
-
-    def close(self) -> None:
-        """Close all of them."""
-        with self._lock:
-            for device in self._open.values():
-                device.close()
-            self._open.clear()
-
-
 class Front:
     """One NBD server of `pool` with what it offers; `sync` after each change of the catalogue."""
 
@@ -131,7 +116,7 @@ class Front:
         self._lock = threading.Lock()
         self._server = NbdServer(pool.engine.gate, self._exports, ServerSettings(security=security_of(asked.tls)))
         try:
-            self.failures = self.sync(pool.view())
+            self.failures = self.sync()
             for failure in self.failures:
                 if not self._offered or (asked.names and isinstance(failure, ConflictError)):
                     raise failure
@@ -143,14 +128,15 @@ class Front:
         """Take clients at the address that was asked for."""
         return self._server.listen(parse_address(self.asked.address))
 
-    def sync(self, view: CatalogueView) -> list[ReplicatorError]:
+    def sync(self) -> list[Exception]:
         """Offer what the catalogue has now; what can't be offered is told, and the rest is (F3)."""
-        failures: list[ReplicatorError] = []
+        failures: list[Exception] = []
         with self._lock:
+            view = self.pool.view()  # not before: another may have been here with a newer one
             try:
                 now = wanted(view, self.asked)
             except NotFoundError:
-                if not self._offered:
+                if not self._offered and not self.asked.patient:
                     raise
                 there = {name: offered for name in self.asked.names if (offered := _try(view, name, self.asked))}
                 now = there
@@ -161,7 +147,7 @@ class Front:
                 if self._offered.get(name) != offered:
                     try:
                         self._offer(name, offered)
-                    except ReplicatorError as error:
+                    except Exception as error:  # noqa: BLE001 - a fault of ours, too, is that one name's (F3)
                         failures.append(error)
         return failures
 
@@ -192,39 +178,63 @@ class Front:
 
     def _offer(self, name: str, offered: Offered) -> None:
         before = self._offered.get(name)
-        same = offered.size_bytes, offered.base_names
-        if before is not None and replace(before, size_bytes=same[0], base_names=same[1]) == offered:
+        if before is not None and replace(before, size_bytes=offered.size_bytes, bases=offered.bases) == offered:
             export = self._exports.lookup(name)
-            if export is not None and export.device.size_bytes != offered.size_bytes:
-                export.device.resize(offered.size_bytes)
-            if export is not None and before.base_names != offered.base_names:
+            if export is not None:
+                self.pool.sizes.fit(export.device)
+            if export is not None and before.bases != offered.bases:
                 self._exports.put(name, replace(export, changed_since=self._bases(offered)))
             self._offered[name] = offered
             return
         if before is not None:
             self._withdraw(name)
         origin = self._origins.get(offered.origin)
-        if offered.read_only:
-            self._leases[name] = self.pool.take_lease([offered.dev_id])
-            device = self.pool.engine.open_device(offered.dev_id, offered.size_bytes, origin=origin)
+        if offered.read_only or isinstance(offered.row, Snapshot):
+            device = self._open_leased(name, offered, origin)
         else:
-            device = self.pool.open_live(offered.dev_id, offered.size_bytes, origin)
+            device = self.pool.open_live(offered.dev_id, offered.size_bytes, origin, volume=offered.row.uuid)
         self._exports.put(name, Export(device, offered.read_only, changed_since=self._bases(offered)))
         self._offered[name] = offered
 
-    def _bases(self, offered: Offered) -> dict[str, ChangedRuns]:
-        return {base: partial(self._changed_since, base_id, offered.dev_id) for base, base_id in offered.base_names}
+    def _open_leased(self, name: str, offered: Offered, origin: BlockDevice | None) -> ThinDevice:
+        """The device for reading, under a lease; NotFoundError where another has its id by now (F6)."""
+        lease = self.pool.take_lease([offered.dev_id])
+        try:
+            _require_same(self.pool.view(), offered.row)
+            device = self.pool.engine.open_device(offered.dev_id, offered.size_bytes, origin=origin)
+        except BaseException:
+            lease.release()
+            raise
+        self.pool.sizes.fit(device)
+        self._leases[name] = lease
+        return device
 
-    def _changed_since(self, base_id: int, dev_id: int, begin: int, end: int) -> Words:
-        """Runs of virtual blocks that differ between two snapshots, within [begin, end)."""
-        with self.pool.lease([base_id, dev_id]) as lease:
-            roots = [lease.devices[each].root for each in (base_id, dev_id)]
+    def _bases(self, offered: Offered) -> dict[str, ChangedRuns]:
+        row = offered.row
+        if not isinstance(row, Snapshot):
+            return {}
+        covered = 0 if offered.origin is None else min(offered.origin.size_bytes, row.size_bytes)
+        return {base.name: partial(self._changed_since, base, row, covered) for base in offered.bases}
+
+    def _changed_since(self, base: Snapshot, row: Snapshot, covered_bytes: int, begin: int, end: int) -> Words:
+        """Runs of virtual blocks that differ between two snapshots, within [begin, end); NotFoundError if one went.
+
+        `covered_bytes` is how far an external origin lies behind the later one: what it shows beyond the base's end is
+        a change, too.
+        """
+        with leased_rows(self.pool, [base, row]) as lease:
+            roots = [lease.devices[each.dev_id].root for each in (base, row)]
             pieces = [
-                np.stack((np.maximum(runs.begin, begin), np.minimum(runs.end, end)), axis=1)
+                _within(np.stack((runs.begin, runs.end), axis=1), begin, end)
                 for runs in diff(self.pool.engine.metadata.store, *roots)
             ]
         found: Words = np.concatenate([np.empty((0, 2), dtype=np.uint64), *pieces])
-        return found[found[:, 0] < found[:, 1]]
+        size = self.pool.block_bytes
+        first, last = base.size_bytes // size, -(-covered_bytes // size)
+        if first >= last:
+            return found
+        shown = _within(np.array([[first, last]], dtype=np.uint64), begin, end)
+        return np.concatenate([_within(found, 0, first), shown, _within(found, last, end)])
 
     def facts(self) -> list[ExportFacts]:
         """What is offered, and where."""
@@ -254,6 +264,20 @@ class Front:
         with self._lock:
             for name in list(self._offered):
                 self._withdraw(name)
+
+
+def _require_same(view: CatalogueView, row: Volume | Snapshot) -> None:
+    """NotFoundError unless a row's device is still what the row says (F6)."""
+    if isinstance(row, Snapshot):
+        view.still(row)
+    elif view.volume(row.uuid).dev_id != row.dev_id:
+        raise NotFoundError(f"the volume {row.name} was rolled back meanwhile")
+
+
+def _within(runs: Words, begin: int, end: int) -> Words:
+    """The parts of ascending (n, 2) runs that lie in [begin, end)."""
+    clipped: Words = np.stack((np.maximum(runs[:, 0], begin), np.minimum(runs[:, 1], end)), axis=1)
+    return clipped[clipped[:, 0] < clipped[:, 1]]
 
 
 def _try(view: CatalogueView, name: str, asked: ListenAsked) -> Offered | None:

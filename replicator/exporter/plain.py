@@ -12,6 +12,8 @@ Invariants
   P3  `write` carries a write out only where device.pwrite seems to do so without leaving the gate: others may take the
       room meanwhile, and it waits then, which is right and slow.
   P4  A block that is to be copied is read once: what showed that it is cached is what goes to its copy.
+  P5  A request was valid when it came, and the device may be smaller since: nothing is written beyond its end, whatever
+      the page table has there yet, and what the table has no more goes to a worker, which answers with the error.
 """
 
 from __future__ import annotations
@@ -79,7 +81,10 @@ class Plain:
         while at < end:
             block = at // size
             last = min((block + 1) * size, end)
-            stretch = self._stretches[block >> STRETCH_SHIFT]
+            try:
+                stretch = self._stretches[block >> STRETCH_SHIFT]
+            except IndexError:  # P5
+                return None
             if stretch is None:
                 return None
             entry = stretch[block & STRETCH_MASK]
@@ -100,7 +105,7 @@ class Plain:
         """
         device, size = self._device, self._device.block_bytes
         at, end = offset_bytes, offset_bytes + len(source)
-        if (at | end) & _PAGE_MASK or self.fd < 0:
+        if (at | end) & _PAGE_MASK or self.fd < 0 or end > device.size_bytes:  # P5
             return False
         places = []
         while at < end:
@@ -127,9 +132,9 @@ class Plain:
 
     def _may_write(self, offset_bytes: int, length_bytes: int) -> bool:
         device, size = self._device, self._device.block_bytes
-        if self.fd < 0:
-            return False
         at, end, fresh = offset_bytes, offset_bytes + length_bytes, 0
+        if self.fd < 0 or end > device.size_bytes:  # P5
+            return False
         while at < end:
             block = at // size
             last = min((block + 1) * size, end)

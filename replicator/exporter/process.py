@@ -11,6 +11,7 @@ Invariants
   E2  A second request for a listener that is there is answered with it, so that adopting an exporter asks for it again;
       one that asks for other names, other rights or other TLS files is refused, and the listener stays as it is.
   E3  A volume that is deleted or rolled back is in no client's hands: where one has it open, the switch is refused.
+  E4  Whatever a listener meets when the catalogue changed is told, and tried again; the others go on.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from pathlib import Path
 from replicator.errors import ConflictError, ReplicatorError
 from replicator.exporter.address import parse_address
 from replicator.exporter.control import ControlServer, Identity
-from replicator.exporter.fronts import Front, Origins
+from replicator.exporter.fronts import Front
+from replicator.exporter.origins import Origins
 from replicator.exporter.signals import stopped_by_signals
 from replicator.pool.clients import in_use
 from replicator.pool.control_values import ExportFacts, ListenAsked
@@ -167,8 +169,8 @@ class Exporter:
 
     def _sync(self, front: Front) -> list[Exception]:
         try:
-            return [*front.sync(self._pool.view())]
-        except (ReplicatorError, OSError) as error:
+            return front.sync()
+        except Exception as error:  # noqa: BLE001 - one listener's fault keeps neither the others nor the keeper (E4)
             return [error]
 
     def _end_keeper(self) -> None:
@@ -213,7 +215,8 @@ def _require_same(there: ListenAsked, asked: ListenAsked) -> None:
 
 def _tell(failures: Sequence[Exception]) -> None:
     for failure in failures:
-        _log.warning("an export can't be offered now: %s", failure)
+        ours = not isinstance(failure, ReplicatorError | OSError)  # then where it happened tells more
+        _log.warning("an export can't be offered now: %s", failure, exc_info=failure if ours else None)
 
 
 def _end_with(asked: threading.Event, exporter: Exporter) -> None:

@@ -144,12 +144,16 @@ class SwitchAsked(msgspec.Struct, frozen=True):
 
 
 class ListenAsked(msgspec.Struct, frozen=True):
-    """One more NBD listener: ADDRESS as people write it, the names to export (none: all), and its TLS files."""
+    """One more NBD listener: ADDRESS as people write it, the names to export (none: all), and its TLS files.
+
+    `patient`: names that nothing has are offered once something has them; else they are refused.
+    """
 
     address: str
     names: list[str] = []
     read_only: bool = False
     tls: dict[str, str] = {}
+    patient: bool = False
 
 
 @dataclass(frozen=True, slots=True)

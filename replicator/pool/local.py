@@ -14,6 +14,7 @@ Invariants
   L2  A device under lease is neither deleted nor filled, nor opened for writing, nor made smaller; a device open for
       writing is neither filled, nor deleted, nor leased.
   L3  Timestamps of cuts never go back.
+  L4  A volume that is opened by its name is that volume: its device's id may have been given again since.
 """
 
 from __future__ import annotations
@@ -28,24 +29,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import UUID
 
-import numpy as np
-
 from replicator.blockdev.interface import BlockDevice
 from replicator.errors import ConflictError, NotFoundError, ReplicatorError, UsageError
 from replicator.pdata.block import Words
-from replicator.pdata.room import UNMAP_WEIGHT
 from replicator.pool.applying import (
     CutChange,
     CutMadeAlreadyError,
     NothingChangedError,
-    ResizeChange,
     SwitchChange,
 )
 from replicator.pool.catalogue import Catalogue
-from replicator.pool.catalogue_schema import DEV_ID_LIMIT, LoggedPoint, Volume
+from replicator.pool.catalogue_schema import DEV_ID_LIMIT, LoggedPoint
 from replicator.pool.deleting import Deletions, being_deleted, is_going
 from replicator.pool.interface import CutMade, CutRequest, DeviceFacts, PoolStatus, Switch
 from replicator.pool.outcome import Outcome
+from replicator.pool.sizes import Sizes
 from replicator.pool.view import CatalogueView
 from replicator.thin.change import Change
 from replicator.thin.committed import Committed
@@ -91,11 +89,11 @@ class LocalPool:
         self._view = catalogue.view(engine.metadata.superblock.transaction_id)
         self._next_view = self._view
         self._last_cut_ns = max((each.timestamp_ns for each in self._view.snapshots), default=0)
-        self._next_dev_id = max((each.dev_id for each in self._view.snapshots), default=0) % (DEV_ID_LIMIT - 1) + 1
+        given = [*(each.dev_id for each in self._view.volumes), *(each.dev_id for each in self._view.snapshots)]
+        self._next_dev_id = max(given, default=0) % (DEV_ID_LIMIT - 1) + 1
         self._leases: Counter[int] = Counter()
         self._leases_lock = threading.Lock()
-        self._resizing = threading.Lock()
-        self._limits: dict[int, int] = {}  # of volumes that are being made smaller
+        self.sizes = Sizes(self)
         self.on_view: Callable[[CatalogueView], None] | None = None
         self._deletions = Deletions(engine.submit, self.view)
         engine.before_seal = self._stage
@@ -148,6 +146,7 @@ class LocalPool:
             deleting_devices=len(deleting),
             deleting_blocks=sum(each.mapped_blocks for each in deleting.values()),
             deleting_total_blocks=sum(dying[dev_id] for dev_id in deleting),
+            next_dev_id=self._next_dev_id,
         )
 
     def facts(self, dev_ids: Sequence[int] = ()) -> dict[int, DeviceFacts]:
@@ -208,14 +207,21 @@ class LocalPool:
             reason = f"thin device {dev_id} is being read, so it can't be {what} now"
             raise ConflictError(reason, mend="wait until its readers are done")
 
-    def open_live(self, dev_id: int, size_bytes: int, origin: BlockDevice | None) -> ThinDevice:
-        """The device as a disk that may be written; ConflictError while it is leased (L2)."""
-        with self.engine.lock, self._leases_lock:
+    def open_live(
+        self, dev_id: int, size_bytes: int, origin: BlockDevice | None, *, volume: UUID | None = None
+    ) -> ThinDevice:
+        """The device as a disk that may be written; ConflictError while it is leased (L2).
+
+        Its size is the volume's, whatever the caller knew (pool/sizes). NotFoundError where it isn't `volume`'s (L4).
+        """
+        with self.engine.lock, self._leases_lock, self.sizes.lock:
             self._refuse_going([dev_id], [dev_id])
+            if volume is not None and self._next_view.volume(volume).dev_id != dev_id:
+                raise NotFoundError(f"thin device {dev_id} isn't the volume {volume} any more")
             if self._leases[dev_id] > 0:
                 mend = "wait until its readers are done, or end the listener that offers it for reading"
                 raise ConflictError(f"thin device {dev_id} is being read, so it can't be written now", mend=mend)
-            size_bytes = min(size_bytes, self._limits.get(dev_id, size_bytes))
+            size_bytes = self.sizes.of(dev_id, size_bytes)
             return self.engine.open_device(dev_id, size_bytes, origin=origin, read_only=False)
 
     def _refuse_going(self, dev_ids: Sequence[int], there: Collection[int]) -> None:
@@ -288,50 +294,8 @@ class LocalPool:
         self.engine.space.give_back(blocks)
 
     def resize(self, volume: UUID, size_bytes: int) -> int:
-        """Grow or shrink a volume, live or not.
-
-        Shrinking takes effect for clients first, of those too that open the volume meanwhile; then one commit holds the
-        new size, the unmapping of what lies beyond, and zeros in the rest of the last block.
-        """
-        with self._resizing:
-            return self._resize(self._view.volume(volume), size_bytes)
-
-    def _resize(self, row: Volume, size_bytes: int) -> int:
-        shrinks, spare = size_bytes < row.size_bytes, None
-        if shrinks:
-            self.refuse_leased(row.dev_id, "made smaller")
-            if size_bytes % self.block_bytes:
-                spare = np.array([self.engine.space.take_one()], dtype=np.uint64)
-            self._limit(row.dev_id, size_bytes)
-        work = ResizeChange(row, size_bytes, self, spare)
-        change = Change(work.apply, work.prepare, deletes=True, weight=UNMAP_WEIGHT + 1)
-        if shrinks:
-            change.cut_devices = change.fills = (row.dev_id,)
-        reached = row.size_bytes
-        try:
-            outcome: Outcome = self.engine.change(change)
-            reached = size_bytes
-            return outcome.transaction_id
-        finally:
-            with self._leases_lock:
-                self._limits.pop(row.dev_id, None)
-                live = self._live(row.dev_id)
-            if live is not None:
-                live.resize(reached)
-            if spare is not None and (work.spare is not None or reached != size_bytes):
-                self.give_back(spare)
-
-    def _limit(self, dev_id: int, size_bytes: int) -> None:
-        """No client reaches beyond that from now on, nor one who opens the volume before it has the new size."""
-        with self.engine.gate.closed(), self._leases_lock:
-            self._limits[dev_id] = size_bytes
-            live = self._live(dev_id)
-            if live is not None:
-                live.size_bytes = size_bytes
-
-    def _live(self, dev_id: int) -> ThinDevice | None:
-        device = self.engine.devices.get(dev_id)
-        return device if device is not None and not device.read_only else None
+        """Grow or shrink a volume, live or not (pool/sizes)."""
+        return self.sizes.resize(volume, size_bytes)
 
     def set_metadata_snapshot(self, held: bool) -> int:
         """Reserve or release the metadata snapshot; returns the held root's block, 0 = none."""
@@ -365,8 +329,9 @@ class LocalPool:
         return self._next_dev_id
 
     def used_dev_id(self, dev_id: int) -> None:
-        """`dev_id` was given."""
-        self._next_dev_id = (dev_id + 1) % DEV_ID_LIMIT
+        """`dev_id` was given; one that lies behind, chosen by an older look, doesn't lead back."""
+        if (dev_id - self._next_dev_id) % DEV_ID_LIMIT < DEV_ID_LIMIT // 2:
+            self._next_dev_id = (dev_id + 1) % DEV_ID_LIMIT
 
     # -- the one switch (from the committer) -------------------------------------------------------------------
 

@@ -23,6 +23,8 @@ Invariants
       went, and its stretch was loaded anew): others may have overwritten it in place since.
   W3  Table and dirty records change together, under the publish lock: their order is the same.
   W4  No new block holds content from beyond the device's end: it would show when the device grows (P7).
+  W5  Nothing is written or mapped beyond the end, and no block is unmapped for its short end that is longer by now. The
+      size changes while the gate is closed, so that who looked at it inside may go on; who left the gate looks again.
 """
 
 from __future__ import annotations
@@ -120,9 +122,12 @@ class ThinDevice:
         return self.stretch(virtual_block >> STRETCH_SHIFT)[virtual_block & STRETCH_MASK]
 
     def stretch(self, index: int) -> memoryview:
-        """A stretch of the page table, loaded when it isn't there."""
-        stretch = self.table.stretches[index]
-        return self.engine.load_stretch(self, index) if stretch is None else stretch
+        """A stretch of the page table, loaded when it isn't there; UsageError when the device got shorter meanwhile."""
+        try:
+            stretch = self.table.stretches[index]
+            return self.engine.load_stretch(self, index) if stretch is None else stretch
+        except IndexError:
+            raise UsageError(f"{self.name} was made smaller, and ends at byte {self.size_bytes}") from None
 
     def runs(self, offset_bytes: int, length_bytes: int) -> Iterator[tuple[int, int, int]]:
         """(offset, length, where) of pieces that read from one place: `where` is a byte of the data device, or -1.
@@ -198,6 +203,8 @@ class ThinDevice:
     def _make_room(self, begin: int, end: int) -> None:
         """Before a write of the blocks [begin, end): wait now for what it would leave the gate for halfway (P3)."""
         for _ in range(_ROOM_TRIES):
+            if (end - 1) * self.block_bytes >= self.size_bytes:
+                return  # it was made smaller meanwhile, as write_block will tell (W5)
             count = sum(self.entry(block) & STAMP_MASK != self.epoch for block in range(begin, end))
             if not count or self.engine.has_room(count):
                 return
@@ -213,13 +220,18 @@ class ThinDevice:
     def write_block(self, block: int, inside: int, data: memoryview, copied: Copied | None = None) -> None:
         """Write within one block; `copied` as for pwrite."""
         size = self.block_bytes
+        begin = block * size + inside
+        end = begin + len(data)
         while True:
+            if end > self.size_bytes:  # by now (W5)
+                self._check(begin, len(data))
             entry = self.entry(block)
             if entry & STAMP_MASK == self.epoch:
                 self.engine.data.pwrite(data, (entry >> STAMP_BITS) * size + inside)
                 return
             if self.engine.admit():
                 copied = None  # it left the gate: the data block may hold something else by now
+                continue
             claim = _Claim()
             holder = self._claims.setdefault(block, claim)
             if holder is not claim:
@@ -311,15 +323,19 @@ class ThinDevice:
             piece = last
             if last - begin > _TRIM_BLOCKS:
                 piece = self.engine.paging.leaf_bound(self.dev_id, begin, last, TRIM_LEAVES)
-            self._unmap(begin, piece)
+            self._unmap(begin, piece, end)
             begin = piece
             if begin < last:
                 self.engine.wait_outside()
 
-    def _unmap(self, begin: int, end: int) -> None:
+    def _unmap(self, begin: int, end: int, end_bytes: int) -> None:
+        size = self.block_bytes
         while True:
             self.engine.admit(trims=True)
-            if self.engine.publish_unmapped(self, begin, end):
+            end = min(end, -(-self.size_bytes // size))  # by now (W5): what lies beyond is gone
+            if end_bytes < min(end * size, self.size_bytes):
+                end -= 1  # it was the short last block, which has more behind it now
+            if begin >= end or self.engine.publish_unmapped(self, begin, end):
                 return
 
     def write_zeroes(self, offset_bytes: int, length_bytes: int, *, may_unmap: bool = True) -> None:
@@ -336,9 +352,9 @@ class ThinDevice:
             self._zero_part(offset_bytes, length_bytes)
             return
         self._zero_part(offset_bytes, begin * size - offset_bytes)
-        self.discard(begin * size, min(last * size, self.size_bytes) - begin * size)
-        if last * size < end:
-            self._zero_part(last * size, end - last * size)
+        self.discard(begin * size, min(last * size, end) - begin * size)
+        edge = end // size * size
+        self._zero_part(edge, end - edge)  # nothing is there if it was unmapped as the short last block
 
     def _zero_part(self, offset_bytes: int, length_bytes: int) -> None:
         """Zero within blocks that aren't zeroed whole; unmapped ones are zeros already."""

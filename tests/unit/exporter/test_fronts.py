@@ -5,18 +5,23 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from replicator.errors import ConflictError, NotFoundError, ReplicatorError
-from replicator.exporter.fronts import Front, Origins
+from replicator.exporter.fronts import Front
+from replicator.exporter.origins import Origins
 from replicator.exporter.process import Exporter, ExporterSettings
 from replicator.pool import volumes
 from replicator.pool.catalogue_schema import Origin, OriginKind
 from replicator.pool.control_values import ListenAsked
 from replicator.pool.opening import OwnedPool, own_pool
 from replicator.pool.origins import identify_origin
+from replicator.thin.device import ThinDevice
+from replicator.thin.engine import Engine
 from replicator.units import MIB
 from tests.support.pool_owner import make_pool
 
@@ -47,7 +52,7 @@ def test_a_new_snapshot_disconnects_no_reader_of_another(pool: OwnedPool) -> Non
     front, reader = Front(pool, _asked("old"), Origins(), Counter()), _Reader()
     front._exports.enter("old", reader)
     volumes.create_snapshot(pool, "disk", "new")
-    front.sync(pool.view())
+    front.sync()
     export = front._exports.lookup("old")
     assert export is not None and set(export.changed_since) == {"new"} and not reader.stopped
     front.close()
@@ -58,7 +63,7 @@ def test_an_origin_that_is_away_keeps_only_its_own_volume_from_being_offered(poo
     away = Origin(OriginKind.NBD, "nbd+unix:///x?socket=/nonexistent", MIB)
     volumes.create_volume(pool, "away", MIB, away)
     volumes.create_volume(pool, "zebra", MIB)
-    failures: list[ReplicatorError] = front.sync(pool.view())
+    failures = front.sync()
     assert len(failures) == 1 and {"disk", "zebra"} == set(front._offered)
     front.close()
     started = Front(pool, _asked(), Origins(), Counter())
@@ -76,7 +81,7 @@ def test_an_origin_that_is_back_is_offered(pool: OwnedPool, tmp_path: Path) -> N
     front = Front(pool, _asked(), Origins(), Counter())
     assert set(front._offered) == {"disk"}
     (tmp_path / "elsewhere").rename(image)
-    assert not front.sync(pool.view()) and set(front._offered) == {"disk", "over"}
+    assert not front.sync() and set(front._offered) == {"disk", "over"}
     front.close()
     image.write_bytes(b"y" * MIB)
     front = Front(pool, _asked(), Origins(), Counter())
@@ -94,6 +99,18 @@ def test_a_listener_is_adopted_as_it_is_or_not_at_all(tmp_path: Path) -> None:
         for other in (ListenAsked(asked.address, [], True, {}), ListenAsked(asked.address, ["disk"])):
             with pytest.raises(ConflictError, match="other settings"):
                 exporter.listen(other)
+
+
+def test_a_patient_listener_offers_a_volume_once_it_is_there(pool: OwnedPool) -> None:
+    """As the agent's does: a volume of its configuration that was deleted keeps nothing from being served."""
+    asked = ListenAsked("unix:unused.sock", ["later", "disk"], patient=True)
+    with pytest.raises(NotFoundError, match="later"):
+        Front(pool, _asked("later", "disk"), Origins(), Counter())
+    with closing(Front(pool, asked, Origins(), Counter())) as front:
+        assert front._exports.lookup("disk") and not front._exports.lookup("later")
+        volumes.create_volume(pool, "later", MIB)
+        assert not front.sync()
+        assert front._exports.lookup("disk") and front._exports.lookup("later")
 
 
 def test_a_front_that_cant_be_leaves_nothing_behind(pool: OwnedPool) -> None:
@@ -145,3 +162,29 @@ def test_a_front_that_is_closed_keeps_no_page_table(pool: OwnedPool) -> None:
     Front(pool, _asked("old"), Origins(), Counter()).close()
     Front(pool, _asked("disk", read_only=True), Origins(), Counter()).close()
     assert not pool.engine.devices
+
+
+def test_a_volume_that_meets_a_fault_of_ours_keeps_no_other_one_from_being_offered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """F3, and the keeper of exporter/process lives through whatever it meets."""
+    make_pool(tmp_path / "pool")
+    really, offered = Engine.open_device, threading.Event()
+
+    def open_device(self: Engine, dev_id: int, size_bytes: int, **others: Any) -> ThinDevice:
+        if size_bytes == 3 * MIB:
+            raise MemoryError
+        device = really(self, dev_id, size_bytes, **others)
+        offered.set()
+        return device
+
+    monkeypatch.setattr(Engine, "open_device", open_device)
+    asked = (ListenAsked(f"unix:{tmp_path / 'nbd.sock'}"),)
+    owned = own_pool(tmp_path / "pool")
+    with Exporter(owned, ExporterSettings(asked)) as exporter:
+        for name, size_bytes in (("sick", 3 * MIB), ("well", MIB)):
+            volumes.create_volume(owned, name, size_bytes)
+        assert offered.wait(20)
+        with exporter.let_go([]):
+            assert [each.name for each in exporter.exports()] == ["well"]
+    assert "MemoryError" in caplog.text

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import pytest
 
-from replicator.errors import ConflictError, NoSpaceError, ReplicatorError, UsageError
+from replicator.errors import ConflictError, NoSpaceError, NotFoundError, ReplicatorError, UsageError
 from replicator.pool import volumes
 from replicator.pool.catalogue_schema import Setting, Volume
 from replicator.pool.changes import Put
@@ -230,6 +230,31 @@ def test_a_switch_that_cant_be_is_refused_before_anything_is_done(pool: OwnedPoo
         pool.switch(switch)
     assert pool.engine.failed is None
     pool.flush()
+
+
+@pytest.mark.parametrize("dev_id", [-1, 1 << 24, 1 << 64])
+def test_what_no_device_can_be_is_not_found(pool: OwnedPool, dev_id: int) -> None:
+    volume = pool.view().volume("disk")
+    for switch in (
+        Switch(delete=(dev_id,)),
+        Switch(snapshot=((40, dev_id),)),
+        Switch(fill=(Filling(dev_id),)),
+    ):
+        with pytest.raises(NotFoundError):
+            pool.switch(switch)
+    assert pool.cut(CutRequest(uuid4(), (volume.uuid,), unless_equal=(dev_id,))).made
+    assert pool.engine.failed is None
+    pool.flush()
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_a_size_that_no_volume_can_have_changes_nothing(pool: OwnedPool, live: bool) -> None:
+    volume, device = pool.view().volume("disk"), _live(pool)[1] if live else None
+    free = pool.status().data_free_blocks
+    for size_bytes in (-1, 1 << 64):
+        with pytest.raises(UsageError):
+            pool.resize(volume.uuid, size_bytes)
+    assert pool.status().data_free_blocks == free and (device or _live(pool)[1]).size_bytes == MIB
 
 
 def test_growing_beyond_what_the_metadata_can_count_is_refused(pool: OwnedPool) -> None:
