@@ -22,6 +22,7 @@ from replicator.pdata.node import Nodes, TreeKind
 from replicator.pdata.store import MetadataStore
 
 MAX_DEPTH = 16  # 252 ** 16 is beyond any 64-bit key space that a pool can hold; a legal tree needs 8 at half fill
+_KEY_LIMIT = 1 << 64
 _WALK_NODES = 1024  # leaves decoded at once on a walk: 4 MiB
 _TOP = np.uint64(0xFFFFFFFFFFFFFFFF)
 
@@ -71,7 +72,9 @@ def search_slots(nodes: Nodes, owner: npt.NDArray[np.int64], keys: Words) -> npt
 
 
 def lookup_one(store: MetadataStore, root: int, key: int, kind: TreeKind) -> Any | None:
-    """The value of `key`, or None."""
+    """The value of `key`, or None: of one that no tree can have, too."""
+    if not 0 <= key < _KEY_LIMIT:
+        return None
     block = np.array([root], dtype=np.uint64)
     for _ in range(MAX_DEPTH):
         nodes = store.read_nodes(block, kind)

@@ -10,7 +10,7 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -20,15 +20,16 @@ from replicator.errors import ConflictError, NotFoundError, ReplicatorError, Usa
 from replicator.pdata.bitmap import ENTRIES_PER_BITMAP, LARGEST_METADATA_BLOCKS
 from replicator.pdata.block import Words
 from replicator.pdata.room import UNMAP_WEIGHT
-from replicator.pool.catalogue_schema import Cut, Snapshot, Volume
+from replicator.pool.catalogue_schema import VOLUME_BYTES_LIMIT, Cut, Snapshot, Volume
 from replicator.pool.changes import Put
 from replicator.pool.deleting import being_deleted, delete_some
 from replicator.pool.interface import CutMade, CutRequest, Filling, StaleSwitchError, Switch
 from replicator.pool.outcome import Outcome
+from replicator.pool.view import CatalogueView
 from replicator.thin.folding import unmap_range
 from replicator.thin.mapping import data_blocks
 from replicator.thin.metadata import PoolMetadata
-from replicator.units import METADATA_BLOCK_BYTES
+from replicator.units import METADATA_BLOCK_BYTES, format_size
 
 if TYPE_CHECKING:
     from replicator.pool.local import LocalPool
@@ -145,16 +146,20 @@ class SwitchChange:
     def _check_rows(self, current: int) -> None:
         """A row to end that isn't there would fail the commit: evolve the view first."""
         self.pool.view().after(self.switch.changes, current + 1)
+        rows = [each.value for each in self.switch.changes if isinstance(each, Put)]
+        _refuse_too_large(self.pool.view(), [row for row in rows if isinstance(row, Volume | Snapshot)])
 
     def apply(self, metadata: PoolMetadata) -> Outcome:
         """Do it, in the order that Switch tells."""
         switch = self.switch
         for dev_id in switch.create:
             metadata.create_thin(dev_id)
+            self.pool.used_dev_id(dev_id)
         waiting = list(switch.fill)
         for dev_id, origin in switch.snapshot:
             waiting = _fill(metadata, waiting, origin)
             metadata.create_snap(dev_id, origin)
+            self.pool.used_dev_id(dev_id)
         _fill(metadata, waiting)
         marks, gone = delete_some(metadata, switch.delete)
         if switch.grow_data_blocks:
@@ -162,6 +167,18 @@ class SwitchChange:
         if switch.grow_metadata_blocks:
             metadata.grow_metadata(switch.grow_metadata_blocks)
         return Outcome([*switch.changes, *marks], gone)
+
+
+def _refuse_too_large(view: CatalogueView, rows: Sequence[Volume | Snapshot]) -> None:
+    """UsageError for a volume of more than VOLUME_BYTES_LIMIT, unless the pool has one that is as large."""
+    size_bytes = max((row.size_bytes for row in rows), default=0)
+    if size_bytes > VOLUME_BYTES_LIMIT:
+        there = [*(each.size_bytes for each in view.volumes), *(each.size_bytes for each in view.snapshots)]
+        if size_bytes > max(there, default=0):
+            most = format_size(VOLUME_BYTES_LIMIT)
+            raise UsageError(
+                f"a volume of {format_size(size_bytes)} can't be: {most} are the most", mend="make it smaller"
+            )
 
 
 def _check_total(what: str, blocks: int, before: int, device: BlockDevice, block_bytes: int) -> None:
@@ -281,6 +298,7 @@ class ResizeChange:
             raise ConflictError(f"{now.name} was rolled back meanwhile", mend="try again")
         self.volume = replace(now, size_bytes=self.volume.size_bytes)
         metadata.device(self.volume.dev_id)
+        _refuse_too_large(self.pool.view(), [self.volume])
         if self.volume.size_bytes < now.size_bytes:
             self.pool.refuse_leased(now.dev_id, "made smaller")
 

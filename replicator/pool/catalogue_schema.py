@@ -37,6 +37,10 @@ from replicator.pool.rows import Table, table_of
 DEV_ID_LIMIT = 1 << 24
 """dm-thin's dev_id has 24 bits."""
 
+VOLUME_BYTES_LIMIT = 1 << 50
+"""1 PiB: a page table's list is then 32 MiB at most, in blocks of 64 KiB (LISTED of thin/table). It is far more
+than the metadata can map of such blocks (16 GiB of it: some 60 TiB). A volume that is there is kept, however large."""
+
 LOCATION_LIMIT_BYTES = 4096
 """PATH_MAX: an origin's path or URI."""
 

@@ -5,8 +5,12 @@ Taken first by pool/opening and pool/reading, before anything of the pool is loo
     file      exclusive                                 shared
     lock      the owner, for its life                   commands that read where there is no owner, until they end
     writers   a new owner, before it allocates          whoever writes data blocks: the owner after that, and clients
+    the rest  the owner, for its life                   -
 
-The owner's pid stands in `lock` (text, a line), so that a second opener can name it. The kernel drops both locks when
+The rest is data and metadata, both copies of a mirrored one, where they are regular files: what a link leads to may be
+linked to from a second directory, which has a `lock` of its own. Block devices are opened with O_EXCL for that.
+
+The owner's pid stands in `lock` (text, a line), so that a second opener can name it. The kernel drops all locks when
 the process ends, however it ends; what the file says then is stale, and is replaced by the next owner.
 
     dies …                         on disk                             next opener
@@ -15,7 +19,8 @@ the process ends, however it ends; what the file says then is stale, and is repl
     after release                  empty                               takes the lock
 
 Invariants
-  P9  One owner: while it lives, a second opener gets ConflictError with its pid.
+  P9  One owner: while it lives, a second opener gets ConflictError with its pid; one that comes by another directory
+      gets ConflictError with the file that both lead to.
   L1  A new owner waits for readers, up to READERS_S, and never for another owner.
   L2  No block is given out while a process that a dead owner gave blocks to may still write into them.
 
@@ -30,11 +35,12 @@ import fcntl
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
+from replicator.blockdev.file import FileDevice
 from replicator.errors import ConflictError, DeviceError, NotFoundError, UsageError
 
 READERS_S = 30.0
@@ -194,6 +200,20 @@ class PoolLock:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+
+def hold_files(files: Iterable[FileDevice]) -> None:
+    """Take the pool's own files for its owner, until they are closed; ConflictError where another has one (P9)."""
+    for file in files:
+        try:
+            if file.is_block_device or _try(file.fileno(), fcntl.LOCK_EX):
+                continue
+        except OSError as error:
+            raise DeviceError(f"locking {file.name}", 0, error.errno or errno.EIO, str(error)) from error
+        raise ConflictError(
+            f"{file.name} is held by another pool directory, which leads to it too",
+            mend="end what has that pool open; then remove the link of the directory that is a copy",
+        )
 
 
 def owner_pid(directory: Path) -> int | None:

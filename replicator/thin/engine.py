@@ -21,8 +21,8 @@ Invariants
       durable state (thin/paging), and data blocks are in stock (thin/space).
   E3  After a failed commit or flush nothing is acknowledged any more, until the pool is opened again. What was, is
       replayed then; only where a write or flush failed is it given up.
-  E4  A change that fails before its commit is written (nothing could be staged, a node couldn't be read) was never
-      begun; what was dirty is committed without it.
+  E4  A change that fails before its commit is written (nothing could be staged, a node couldn't be read, it asked for
+      nonsense) was never begun; what was dirty is committed without it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -44,7 +44,7 @@ from replicator.errors import ReplicatorError
 from replicator.pdata.block import Words
 from replicator.pdata.room import UNMAP_WEIGHT, PoolShape
 from replicator.pdata.transaction import BrokenPoolError
-from replicator.thin.admission import Admission, no_metadata_space
+from replicator.thin.admission import Admission, Opened, no_metadata_space, shape_of
 from replicator.thin.change import Change, ChangeQueue
 from replicator.thin.committed import Committed
 from replicator.thin.device import ThinDevice
@@ -97,15 +97,14 @@ class Engine:
         self.before_seal: Callable[[PoolMetadata, Any], None] | None = None
         self.after_commit: Callable[[Any], None] | None = None
         self._clock_ns = clock_ns
-        durable = Committed(metadata.superblock, metadata.transaction)
-        self.paging = Paging(durable, dirty, self.lock, self.publish_lock)
+        self.paging = Paging(Committed(metadata.superblock, metadata.transaction), dirty, self.lock, self.publish_lock)
         self._committing = self._in_doubt = False
         self._waiting = threading.Condition()
         self._changes = ChangeQueue()
         self._flushes: list[Callable[[str | None], None]] = []
         self._closing = self._ended = False
         self.admission = Admission(dirty.capacity)
-        self.admission.idle(self._shape())
+        self.admission.idle(*self._shape())
         self.space.refill()
         self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
         self._thread.start()
@@ -116,17 +115,20 @@ class Engine:
         self, dev_id: int, size_bytes: int, *, origin: BlockDevice | None = None, read_only: bool = True
     ) -> ThinDevice:
         """The device as a disk; one that is open is found again. `close_device` of thin/closing ends its use."""
-        with self.publish_lock:
-            device = self.devices.get(dev_id)
-            if device is None or device.closed or (device.read_only and not read_only):
-                device = ThinDevice(self, dev_id, size_bytes, origin=origin, read_only=read_only)
-                self.devices[dev_id] = device
-            device.users += 1
-        if not read_only:
-            shape = self._shape()  # one more device that may change
+        with nullcontext() if read_only else self.lock:
+            found = None if read_only else self.metadata.find(dev_id)
             with self.publish_lock:
-                if not self._committing:
-                    self.admission.idle(shape)
+                device = self.devices.get(dev_id)
+                if device is None or device.closed or (device.read_only and not read_only):
+                    device = ThinDevice(self, dev_id, size_bytes, origin=origin, read_only=read_only)
+                    self.devices[dev_id] = device
+                    if not read_only:
+                        self.admission.device_opened(found.mapped_blocks if found is not None else 0)
+                device.users += 1
+            if not read_only:
+                looked = self._shape()
+                with self.publish_lock:
+                    self.admission.look_again(*looked)
         return device
 
     def load_stretch(self, device: ThinDevice, index: int) -> memoryview:
@@ -294,7 +296,7 @@ class Engine:
             try:
                 with self.lock:
                     change.prepare(self.metadata)
-            except ReplicatorError as error:
+            except Exception as error:  # noqa: BLE001 - whatever it was, the change was never begun (E4)
                 change.done.set_exception(error)
                 return False
         return True
@@ -302,22 +304,22 @@ class Engine:
     def _has_room_for(self, change: Change) -> bool:
         """Whether the change fits beside what is dirty, that being committed first if need be; else it's refused."""
         for _ in range(2):
-            shape = self._shape(change)
+            shape, seen = self._shape(change)
             with self.publish_lock:
                 weight = self.dirty.weight + change.weight
-                if self.admission.fits(shape, weight, may_use_kept=change.deletes):
-                    self.admission.frozen(shape, change.weight, 1)  # what comes until the freeze doesn't take its room
+                if self.admission.fits(self.admission.now(shape, seen), weight, may_use_kept=change.deletes):
+                    self.admission.frozen(shape, seen, change.weight, 1)  # until the freeze nobody takes its room
                     return True
             if not self.dirty.count:
                 break
             self._commit(None)
         with self.publish_lock:
-            self.admission.idle(shape)
+            self.admission.idle(shape, seen)
         change.done.set_exception(no_metadata_space(shape.free_blocks))
         return False
 
     def _commit(self, change: Change | None) -> None:
-        frozen = self._freeze(change, self._shape(change))
+        frozen = self._freeze(change, *self._shape(change))
         result = None
         with self.lock:
             superseded = fold_into(self.metadata, frozen)
@@ -355,13 +357,13 @@ class Engine:
         write()
         self._in_doubt = False
 
-    def _freeze(self, change: Change | None, shape: PoolShape) -> DirtySet:
+    def _freeze(self, change: Change | None, shape: PoolShape, seen: Opened) -> DirtySet:
         cut = frozenset(change.cut_devices) if change is not None else frozenset()
         began = time.perf_counter()
         with self.gate.closed() if cut else nullcontext(), self.publish_lock:
             weight = self.dirty.weight + (change.weight if change is not None else 0)
             frozen, self._committing = self.paging.freeze(cut), True
-            self.admission.frozen(shape, weight, 1 if change is not None else 0)
+            self.admission.frozen(shape, seen, weight, 1 if change is not None else 0)
             for dev_id in cut & self.devices.keys():
                 self.devices[dev_id].next_epoch()
             if change is not None:
@@ -376,9 +378,9 @@ class Engine:
             self.gate.retire(np.concatenate([freed, *superseded]))
             self.metadata.transaction.data.counts.settle(self.gate.reclaim())
             self.metadata.transaction.trim_counts()
-            shape = self._shape()
+            shape, seen = self._shape()
         with self.publish_lock:
-            self.admission.idle(shape)
+            self.admission.idle(shape, seen)
             self._committing = False
         self.commit_count += 1
         self.space.refill()
@@ -388,13 +390,10 @@ class Engine:
         durable = Committed(self.metadata.superblock, self.metadata.transaction)
         self.paging.show(durable, [self.devices[dev_id] for dev_id in filled if dev_id in self.devices])
 
-    def _shape(self, change: Change | None = None) -> PoolShape:
+    def _shape(self, change: Change | None = None) -> tuple[PoolShape, Opened]:
         """What bounds the commits to come: the devices open for writing may change, and those that `change` fills."""
         with self.lock:
-            open_ids = [device.dev_id for device in list(self.devices.values()) if not device.read_only]
-            found = [device for dev_id in open_ids if (device := self.metadata.find(dev_id)) is not None]
-            fills = change.fills if change is not None else ()
-            found += [device for dev_id in fills if (device := self.metadata.find(dev_id)) is not None]
-            mapped = sum(device.mapped_blocks for device in found)
-            shape = self.metadata.transaction.shape(trees=max(1, len(open_ids) + len(fills)), mapped_blocks=mapped)
-        return replace(shape, free_blocks=shape.free_blocks - change.room_blocks) if change is not None else shape
+            dev_ids = [device.dev_id for device in list(self.devices.values()) if not device.read_only]
+            dev_ids += change.fills if change is not None else ()
+            room_blocks = change.room_blocks if change is not None else 0
+            return shape_of(self.metadata, dev_ids, room_blocks), self.admission.opened

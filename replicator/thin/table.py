@@ -11,6 +11,9 @@ A block may be overwritten in place iff its stamp is the device's epoch; a cut r
 entry shared at once without touching any. Stamps have 24 bits: at the end of them the table is emptied and the epochs
 begin again.
 
+A table is a list of its stretches, which is what the loops that serve requests are fast with; one that is longer than
+any of our own volumes may be (LISTED) holds those that are loaded, by their number.
+
 Invariants
   G1  At most `limit` stretches are loaded; the one loaded first goes first.
   G2  An entry says what the mapping tree says under all acknowledged changes that aren't in it yet.
@@ -19,6 +22,7 @@ Invariants
 from __future__ import annotations
 
 from collections import deque
+from typing import cast
 
 import numpy as np
 
@@ -32,6 +36,7 @@ STAMP_MASK = (1 << STAMP_BITS) - 1
 SHARED = 1
 FIRST_EPOCH = 2
 DEFAULT_LIMIT = 4096  # stretches: 128 MiB of entries, 1 TiB of volume in 64 KiB blocks
+LISTED = 1 << 22  # stretches: a list of 32 MiB, 1 PiB of volume in 64 KiB blocks
 _LEAST_SECTIONS = 16
 
 
@@ -41,11 +46,25 @@ def sections_beside(stretches: int) -> int:
     return max(_LEAST_SECTIONS, stretches * 5 // 16)
 
 
+class _Loaded(dict[int, memoryview | None]):
+    """What is loaded of a table that is too long for a list; it is indexed like one."""
+
+    def __missing__(self, index: int) -> None:
+        return None
+
+    def __setitem__(self, index: int, stretch: memoryview | None) -> None:
+        if stretch is None:
+            self.pop(index, None)
+        else:
+            super().__setitem__(index, stretch)
+
+
 class MappingTable:
     """The loaded stretches of one device; its owner locks what changes it."""
 
     def __init__(self, length_blocks: int, limit: int = DEFAULT_LIMIT) -> None:
-        self.stretches: list[memoryview | None] = []
+        is_listed = length_blocks <= LISTED << STRETCH_SHIFT
+        self.stretches: list[memoryview | None] = [] if is_listed else cast("list[memoryview | None]", _Loaded())
         self._order: deque[int] = deque()
         self._limit = max(1, limit)
         self._length_blocks = 0
@@ -56,9 +75,11 @@ class MappingTable:
         count = -(-length_blocks // STRETCH_BLOCKS)
         if length_blocks < self._length_blocks:
             self.clear()  # what lies beyond is unmapped, and must not show again when the device grows (G2)
-            del self.stretches[count:]
+            if isinstance(self.stretches, list):
+                del self.stretches[count:]
         self._length_blocks = length_blocks
-        self.stretches.extend([None] * (count - len(self.stretches)))
+        if isinstance(self.stretches, list):
+            self.stretches.extend([None] * (count - len(self.stretches)))
 
     def install(self, index: int, entries: Words) -> memoryview:
         """Put a loaded stretch in its place; the oldest one goes when there are too many (G1)."""

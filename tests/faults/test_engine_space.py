@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -229,3 +230,58 @@ def test_a_commit_finds_room_for_what_was_answered_however_scattered(tmp_path: P
         print(f"\n{written} written, {refused} refused")
     assert_sound(metadata)
     assert refused and (written or metadata_blocks < 200)
+
+
+class HeldDisk(MemoryDevice):
+    """A data disk whose flushes wait, while `held` says so, until they may go on."""
+
+    held = False
+
+    def __init__(self, size_bytes: int) -> None:
+        super().__init__(size_bytes)
+        self.reached, self.goes_on = threading.Event(), threading.Event()
+
+    def flush(self) -> None:
+        """Durable, once it may be."""
+        if self.held:
+            self.reached.set()
+            assert self.goes_on.wait(60)
+        super().flush()
+
+
+@pytest.mark.parametrize("metadata_blocks", [250, 290, 600])
+def test_a_device_opened_during_a_commit_is_answered_what_the_next_commits_have_room_for(
+    tmp_path: Path, metadata_blocks: int
+) -> None:
+    """A1 of thin/admission: another commit is under way when a device is opened, all of whose leaves are shared."""
+    count, step = 15_000, 3
+    metadata = formatted(metadata_blocks * METADATA_BLOCK_BYTES, count + 2000, (1, 3))
+    pool = PoolMetadata.open(metadata)
+    keys = np.arange(count, dtype=np.uint64) * np.uint64(step)
+    pool.map(3, keys, pool.transaction.data.counts.take(count))
+    pool.create_snap(2, 3)
+    pool.commit(lambda: None)
+    pool.map(3, keys[::100], pool.transaction.data.counts.take(count // 100))
+    pool.create_snap(4, 3)
+    pool.commit(lambda: None)
+    chance, data, told = random.Random(3), HeldDisk((count + 2000) * BLOCK), threading.Event()
+    with running(metadata, data, tmp_path / "dirty", capacity=4096) as engine:
+        write(engine, engine.open_device(1, BLOCK, read_only=False), b"x" * 512, 0)
+        data.held = True
+        engine.flush(lambda _: told.set())
+        assert data.reached.wait(60)
+        device, written = within(20, partial(engine.open_device, 3, count * step * BLOCK, read_only=False)), 0
+        while engine.has_room(1) and written < 400:
+            write(engine, device, b"x" * 512, chance.randrange(count * step) * BLOCK)
+            written += 1
+        data.held = False
+        data.goes_on.set()
+        assert told.wait(60)
+        try:
+            within(60, engine.commit)
+        except BrokenPoolError as error:
+            raise AssertionError(
+                f"after {written} writes that were answered a commit found no room: {error}"
+            ) from error
+        print(f"\n{written} written during a commit")
+    assert_sound(metadata)

@@ -7,14 +7,22 @@ import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from uuid import uuid4
 
 import msgspec
 import numpy as np
 import pytest
 
-from replicator.errors import ConflictError, FormatError, NotFoundError, ReplicatorError, UnavailableError
+from replicator.errors import (
+    ConflictError,
+    FormatError,
+    NotFoundError,
+    ReplicatorError,
+    UnavailableError,
+    UsageError,
+)
 from replicator.exporter.control import ControlServer, Identity
-from replicator.pool import sockets
+from replicator.pool import sockets, volumes
 from replicator.pool.control import (
     PROTOCOL_VERSION,
     Frame,
@@ -27,7 +35,7 @@ from replicator.pool.control import (
 )
 from replicator.pool.control_connection import ControlConnection
 from replicator.pool.control_values import Blocks, DevIds, ExportFacts, ListenAsked, Nothing
-from replicator.pool.interface import Filling, Switch
+from replicator.pool.interface import CutRequest, Filling, Switch
 from replicator.pool.locks import PoolLock
 from replicator.pool.opening import OwnedPool, open_pool, own_pool
 from replicator.pool.remote import RemotePool
@@ -115,6 +123,29 @@ def test_a_pool_without_disks_has_no_listeners(tmp_path: Path) -> None:
         for call in (near.stop, lambda: near.listen(ListenAsked("x"))):
             with pytest.raises(ConflictError, match="serves no disks"):
                 call()
+
+
+@pytest.mark.parametrize("dev_id", [-1, 1 << 24])
+def test_ids_that_no_device_can_have_are_refused_and_the_pool_goes_on(pool: OwnedPool, dev_id: int) -> None:
+    """E4 of thin/engine, too: one client's mistake is nobody else's."""
+    volume = volumes.create_volume(pool, "disk", 1 << 20)
+    with RemotePool(pool.path) as near:
+        for wrong in (Switch(create=(dev_id,)), Switch(snapshot=((dev_id, volume.dev_id),))):
+            with pytest.raises(UsageError, match="device id"):
+                near.switch(wrong)
+        for vain in (
+            Switch(delete=(dev_id,)),
+            Switch(snapshot=((40, dev_id),)),
+            Switch(fill=(Filling(dev_id),)),
+        ):
+            with pytest.raises(NotFoundError):
+                near.switch(vain)
+        assert near.facts([dev_id]) == {}
+        with pytest.raises(NotFoundError), near.lease([dev_id]):
+            pass
+        assert near.cut(CutRequest(uuid4(), (volume.uuid,), unless_equal=(dev_id,))).made
+        near.flush()
+    assert pool.engine.failed is None
 
 
 def test_leases_end_with_their_connection(pool: OwnedPool) -> None:

@@ -50,6 +50,7 @@ def test_keys_are_found_and_others_are_not(pool: PoolMetadata) -> None:
     found, values = lookup(pool.store, root, words(0, 1, 3, 99_999, COUNT * STEP - 3, COUNT * STEP), MAPPING)
     assert found.tolist() == [True, False, True, True, True, False] and values[0] >> 24 != values[2] >> 24
     assert lookup_one(pool.store, root, 4, MAPPING) is None and lookup_one(pool.store, root, 6, MAPPING) is not None
+    assert lookup_one(pool.store, root, -1, MAPPING) is None and lookup_one(pool.store, root, 1 << 64, MAPPING) is None
     assert not lookup(pool.store, root, words(), MAPPING)[0].size
 
 

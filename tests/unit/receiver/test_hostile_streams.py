@@ -12,12 +12,14 @@ import pytest
 from receiver.errors import ANEW
 from receiver.facts import Activity
 from receiver.mends import named
+from replicator.errors import UsageError
 from replicator.events.bodies import PublisherOpened
 from replicator.events.codec import Event
 from replicator.events.stream_errors import ForkError, OtherHistoryError
 from replicator.log.errors import LostEndError
 from replicator.log.interface import Log
 from replicator.log.object_log import ObjectLog
+from replicator.pool import applying
 from replicator.repository.source import Source
 from replicator.repository.verify import verify_volume
 from tests.support.hostile_log import hostile
@@ -190,3 +192,21 @@ def test_a_log_whose_end_was_written_anew_is_another_history(replica: ReplicaPoo
     with pytest.raises((OtherHistoryError, ForkError, LostEndError)) as caught:
         follower(replica, ours, again).follow(None)
     assert caught.value.mend and assert_prefix(replica, ours) == 4
+
+
+def test_a_volume_that_no_pool_may_have_stops_by_itself(replica: ReplicaPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """P5: its page table would be the replica host's memory; as it is created, and as it grows."""
+    source, log = SourceVolume(1, SIZE), memory_log()
+    source.transaction(source.scribble())
+    source.resize(SIZE + 65536)
+    source.transaction(source.scribble())
+    source.publish(log)
+    one = follower(replica, source, log)
+    for limit, reached in ((SIZE - 1, 0), (SIZE, 1)):
+        with monkeypatch.context() as patched:
+            patched.setattr(applying, "VOLUME_BYTES_LIMIT", limit)
+            with pytest.raises(UsageError, match="are the most"):
+                one.follow(None)
+        assert len(replica.pool.view().volumes) == reached
+    one.follow(None)
+    assert assert_prefix(replica, source) == 2

@@ -6,6 +6,7 @@ import random
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from replicator.blockdev.memory import MemoryDevice
 from replicator.errors import ConflictError, DamageError, FormatError, ReplicatorError, UsageError
 from replicator.pdata.room import PoolShape
 from replicator.thin import device as device_module
-from replicator.thin.admission import KEPT_WEIGHT, Admission
+from replicator.thin.admission import KEPT_WEIGHT, Admission, Opened
 from replicator.thin.change import Change
 from replicator.thin.device import ThinDevice
 from replicator.thin.engine import Engine
@@ -145,6 +146,21 @@ def test_a_refused_change_does_nothing(engine: Engine) -> None:
     with pytest.raises(ConflictError):
         engine.change(Change(lambda _: applied.append(1), prepare=refuse))
     assert not applied and engine.failed is None
+
+
+def test_a_change_that_fails_of_itself_before_it_has_begun_ends_nobody_elses(engine: Engine) -> None:
+    """E4: whatever it was; only its maker hears of it."""
+    device = engine.open_device(1, SIZE, read_only=False)
+    write(engine, device, b"kept", 0)
+
+    def fail(_: object) -> None:
+        raise OverflowError("a number that nothing can hold")
+
+    applied: list[int] = []
+    with pytest.raises(OverflowError):
+        engine.change(Change(lambda _: applied.append(1), prepare=fail))
+    engine.commit()
+    assert not applied and engine.failed is None and device.pread(4, 0) == b"kept"
 
 
 def test_a_full_half_forces_a_commit(disks: tuple[MemoryDevice, MemoryDevice], tmp_path: Path) -> None:
@@ -291,14 +307,38 @@ def shape(free: int) -> PoolShape:
 @pytest.mark.parametrize("free", [0, 30, 60, 100, 150, 300, 1000, 100_000])
 def test_two_sets_and_a_delete_always_fit(free: int) -> None:
     pool, admission = shape(free), Admission(65536)
-    admission.idle(pool)
+    admission.idle(pool, Opened())
     for first in {admission.write_limit, admission.trim_limit} - {-1}:
         assert pool.worst_case(first) <= free
-        admission.frozen(pool, first, 0)
+        admission.frozen(pool, Opened(), first, 0)
         for second in (admission.write_limit, admission.trim_limit):
             assert second < 0 or pool.worst_case(first) + pool.worst_case(second) < free
-    admission.idle(pool)
+    admission.idle(pool, Opened())
     assert admission.write_limit <= admission.trim_limit <= 65536
     if admission.write_limit >= 0:
         left = shape(free - pool.worst_case(admission.write_limit))
         assert Admission.fits(left, KEPT_WEIGHT, may_use_kept=True)
+
+
+def test_a_device_that_is_opened_counts_whatever_was_judged_before_or_comes_after() -> None:
+    """A2: the shape of a set that is being committed, or of the end of a commit, was looked at without it."""
+    alone, with_it, late = Admission(65536), Admission(65536), Opened(1, 60_000)
+    small = PoolShape(4000, 80_000, 3, 300, 400, 1, 1, 20, 1)
+    large = replace(small, mapped_blocks=60_020, trees=2)
+    judgements: list[Callable[[Admission, PoolShape, Opened], None]] = [
+        lambda admission, shape, seen: admission.idle(shape, seen),
+        lambda admission, shape, seen: admission.frozen(shape, seen, 5, 1),
+    ]
+    for judge in judgements:
+        admission = Admission(65536)
+        judge(alone, small, Opened())
+        judge(with_it, large, Opened())
+        judge(admission, small, Opened())
+        admission.device_opened(late.mapped_blocks)
+        told = [(admission.write_limit, admission.trim_limit)]
+        judge(admission, small, Opened())  # what the committer had looked at before
+        told.append((admission.write_limit, admission.trim_limit))
+        judge(admission, large, late)  # and what it looks at now
+        told.append((admission.write_limit, admission.trim_limit))
+        assert told == [(with_it.write_limit, with_it.trim_limit)] * 3
+        assert with_it.write_limit < alone.write_limit

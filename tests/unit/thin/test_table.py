@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -64,3 +66,25 @@ def test_shrinking_forgets_and_growing_keeps() -> None:
     assert entry(table, 0) == 9 and len(table.stretches) == 4
     table.resize(STRETCH_BLOCKS)
     assert table.stretches == [None]
+
+
+def test_a_table_takes_memory_for_what_is_loaded_however_long_it_is() -> None:
+    """P5: a foreign pool's device may be of any length."""
+    tracemalloc.start()
+    try:
+        table = MappingTable(1 << 36, limit=2)
+        for index in (0, (1 << 24) - 1, 5, 1 << 20):
+            table.install(index, stretch(index + 1))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert [entry(table, index * STRETCH_BLOCKS) for index in (0, (1 << 24) - 1, 5, 1 << 20)] == [
+        None,
+        None,
+        6,
+        (1 << 20) + 1,
+    ]
+    table.clear_run(0, 10 * STRETCH_BLOCKS)
+    assert entry(table, 5 * STRETCH_BLOCKS) == 0
+    table.resize(1 << 35)
+    assert len(table.stretches) == 0 and peak < 1 << 20
