@@ -19,6 +19,7 @@ from replicator.blockdev.file import FileDevice, open_device
 from replicator.blockdev.interface import BlockDevice
 from replicator.blockdev.memory import MemoryDevice
 from replicator.errors import ConflictError, DeviceError, NotFoundError, UsageError
+from replicator.pdata.mirror import MirroredDevice, MirrorState, Side
 
 SIZE = 1 << 20
 Make = Callable[[], BlockDevice]
@@ -34,7 +35,16 @@ def _loop_device(path: Path) -> str | None:
     return made.stdout.strip() if made.returncode == 0 else None
 
 
-@pytest.fixture(params=["file", "block", "memory", "faulty file", "faulty memory"])
+def _mirrored(first: BlockDevice, folder: Path) -> MirroredDevice:
+    """With a second copy of the same kind."""
+    if isinstance(first, MemoryDevice):
+        second: BlockDevice = MemoryDevice(SIZE)
+    else:
+        second = FileDevice.create(folder / "second", SIZE)
+    return MirroredDevice("mirrored", {Side.FIRST: first, Side.SECOND: second}, MirrorState(), lambda _: None)
+
+
+@pytest.fixture(params=["file", "block", "memory", "faulty file", "faulty memory", "mirrored file", "mirrored memory"])
 def device(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[BlockDevice]:
     """Each kind of device, writable, SIZE bytes of zeros."""
     loop = None
@@ -50,6 +60,8 @@ def device(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[BlockDevi
                 pytest.skip("this host gives no loop devices")
             path = Path(loop)
         made = open_device(path)
+    if "mirrored" in request.param:
+        made = _mirrored(made, tmp_path)
     yield FaultyDevice(made) if "faulty" in request.param else made
     made.close()
     if loop is not None:
