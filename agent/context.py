@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
@@ -23,6 +23,7 @@ from replicator.log.interface import Log
 from replicator.pool import origins
 from replicator.pool.catalogue_schema import Origin
 from replicator.pool.interface import Pool
+from replicator.pool.metadata_device import open_metadata
 
 HOST_CHARACTERS_MAX = 200
 
@@ -48,8 +49,8 @@ class Context:
     count: Callable[[int], None] = lambda _: None
     report: Callable[[str], None] = lambda _: None
     answered: Callable[[], None] = lambda: None
-    level: int = LEVEL_DEFAULT
     agreed: Callable[[Pool, UUID], None] = lambda _, __: None
+    level: int = LEVEL_DEFAULT
     threads: int = THREADS_DEFAULT
 
     def pass_bytes(self, count: int) -> None:
@@ -67,7 +68,7 @@ class Context:
 def open_files(pool: Pool) -> Iterator[PoolFiles]:
     """The pool's devices, for reading what a lease covers."""
     with ExitStack() as stack:
-        metadata = stack.enter_context(_opened(pool.path / "metadata"))
+        metadata = stack.enter_context(closing(open_metadata(pool.path)))
         data = stack.enter_context(_opened(pool.path / "data"))
         yield PoolFiles(metadata, data, pool.block_bytes)
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from replicator.blockdev.file import FileDevice
 from replicator.blockdev.interface import BlockDevice
 from replicator.pool.locks import PoolLock
+from replicator.pool.metadata_device import open_metadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class Disks:
 @contextmanager
 def open_disks(directory: Path) -> Iterator[Disks]:
     """The devices of the pool in `directory`, closed at the end of the block."""
-    metadata = FileDevice(directory / "metadata", read_only=True)
+    metadata = open_metadata(directory)
     try:
         data = FileDevice(directory / "data")
         try:

@@ -25,6 +25,7 @@ from replicator.exporter.still import StillDisk, still_server
 from replicator.pool.catalogue_schema import Snapshot
 from replicator.pool.control_values import ExportFacts, ListenAsked
 from replicator.pool.locks import OwnedElsewhereError
+from replicator.pool.metadata_device import has_metadata
 from replicator.pool.opening import own_pool
 from replicator.pool.remote import RemotePool
 from replicator.repository.lasting import LastingDisk, ReadDisk
@@ -35,7 +36,7 @@ Ready = Callable[[Sequence[ExportFacts]], None]
 
 def wants_points(place: str, asked: Sequence[ListenAsked]) -> bool:
     """Whether what is asked for is only read: points (NAME has an `@`), or a log."""
-    return any("@" in name for each in asked for name in each.names) or not (Path(place) / "metadata").exists()
+    return any("@" in name for each in asked for name in each.names) or not has_metadata(Path(place))
 
 
 def serve_points(place: str, asked: Sequence[ListenAsked], ready: Ready, started_by: str, group: str | None) -> None:
@@ -49,7 +50,7 @@ def serve_points(place: str, asked: Sequence[ListenAsked], ready: Ready, started
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     stopping = threading.Event()
     with stopped_by_signals(stopping.set), ExitStack() as held:
-        if (Path(place) / "metadata").exists():
+        if has_metadata(Path(place)):
             _own_if_nobody_does(Path(place), started_by, group, held)
         source = held.enter_context(open_source(place))
         ready([facts for each in asked for facts in _serve_one(source, each, held)])
@@ -86,7 +87,7 @@ def _opened(source: Source, name: str, held: ExitStack) -> StillDisk:
 def _beside_owner(place: str) -> Iterator[Source]:
     """The source once more: beside the pool's owner, and only there, so that no owner is kept from opening it."""
     with ExitStack() as held:
-        if not (Path(place) / "metadata").exists():
+        if not has_metadata(Path(place)):
             yield held.enter_context(open_source(place))
             return
         beside = held.enter_context(closing(RemotePool(Path(place), role="serve")))

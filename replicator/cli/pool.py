@@ -3,7 +3,7 @@
 check    exit 0 clean (warnings are shown), 3 damage or leaks, each finding listed; beside a running owner the
          mappings of a metadata snapshot are checked, and reference counts are not
 dump     the XML of thin_dump, as its pieces are read
-repair   in cli/pool_repair
+mirror, repair   in cli/pool_mirror, cli/pool_repair
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from replicator.cli.places import GROWTH, POOL, Growth
+from replicator.cli.pool_mirror import mirror, mirror_document, mirror_text
 from replicator.cli.pool_repair import repair
 from replicator.cli.show import SIZE, json_option, print_facts, print_json, size_text
 from replicator.errors import UsageError
@@ -38,6 +39,7 @@ def pool() -> None:
     """
 
 
+pool.add_command(mirror)
 pool.add_command(repair)
 
 
@@ -53,6 +55,13 @@ pool.add_command(repair)
 @click.option(
     "--metadata", type=click.Path(path_type=Path), metavar="DEVICE|FILE", help="Another one, for the metadata."
 )
+@click.option(
+    "--metadata-mirror",
+    "mirror_path",
+    type=click.Path(path_type=Path),
+    metavar="DEVICE|FILE",
+    help="A second copy of it.",
+)
 @click.option("--block-size", "block_bytes", type=SIZE, help="64KiB (the default) to 1GiB, for the pool's whole life.")
 @click.option("--metadata-size", "metadata_bytes", type=SIZE, help="By default what `pool size-hint` says.")
 @click.option(
@@ -65,6 +74,7 @@ def create(
     size_bytes: int | None,
     data: Path | None,
     metadata: Path | None,
+    mirror_path: Path | None,
     block_bytes: int | None,
     metadata_bytes: int | None,
     low_water: str,
@@ -78,12 +88,14 @@ def create(
     replicator pool create /srv/pool --data /dev/vg/data --metadata /dev/vg/meta --block-size 512KiB
     """
     from replicator.pool.creation import PoolPlan, create_pool
+    from replicator.pool.mirroring import create_mirrored
 
     wanted = _block_bytes(block_bytes, preset)
-    new = create_pool(path, PoolPlan(size_bytes, data, metadata, wanted, metadata_bytes, low_water))
+    plan = PoolPlan(size_bytes, data, metadata, wanted, metadata_bytes, low_water)
+    new = create_pool(path, plan) if mirror_path is None else create_mirrored(path, plan, mirror_path)
     if as_json:
         sizes = {"size_bytes": new.data_blocks * new.block_bytes, "block_bytes": new.block_bytes}
-        about = {**sizes, "metadata_bytes": new.metadata_bytes, "warning": new.warning}
+        about = {**sizes, "metadata_bytes": new.metadata_bytes, "metadata_mirror": mirror_path, "warning": new.warning}
         print_json({"pool": str(new.path), "uuid": str(new.uuid), **about})
         return
     room, blocks = size_text(new.data_blocks * new.block_bytes), size_text(new.block_bytes)
@@ -275,6 +287,7 @@ def _status_document(found: PoolSummary) -> dict[str, Any]:
         "block_bytes": now.block_bytes,
         "data": _used(found.used_data_blocks, now.data_blocks, now.block_bytes),
         "metadata": _used(found.used_metadata_blocks, now.metadata_blocks, 4096),
+        "metadata_mirror": mirror_document(found.path, found.mirror),
         "low_water_blocks": now.low_water_blocks,
         "below_low_water": found.is_low,
         "held_root": now.held_root or None,
@@ -315,6 +328,8 @@ def _status_facts(found: PoolSummary) -> dict[str, Any]:
         "open in": f"process {now.owner_pid}" if now.owner_pid else "no process",
         "status line": found.status_line,
     }
+    if found.mirror is not None:
+        facts["mirror"] = mirror_text(found.path, found.mirror)
     if now.deleting_devices:
         left, total = (size_text(each * now.block_bytes) for each in (now.deleting_blocks, now.deleting_total_blocks))
         facts["deleting"] = f"{left} of {total} still to be given back"
@@ -344,7 +359,9 @@ def _check_document(path: Path, found: PoolCheck) -> dict[str, Any]:
 
 
 def _show_check(path: Path, found: PoolCheck) -> None:
-    from replicator.thin.report import Severity
+    from replicator.pool.metadata_device import NAMES
+    from replicator.pool.mirror_choice import mend_by_hand
+    from replicator.thin.report import FindingKind, Severity
 
     report = found.report
     for finding in report.findings:
@@ -364,5 +381,13 @@ def _show_check(path: Path, found: PoolCheck) -> None:
         click.echo(f"{path}: clean, {count} thin device{'' if count == 1 else 's'}")
     else:
         click.echo(f"{path}: {damage} damaged, {leaks} leaked")
-    if damage:
+    bad, differing = (
+        report.totals.get((Severity.DAMAGE, kind), 0) for kind in (FindingKind.MIRROR, FindingKind.MIRROR_DIFFERS)
+    )
+    if differing and damage == bad + differing:
+        by_hand = mend_by_hand(*(str(path / name) for name in NAMES.values()))
+        click.echo(f"mend: one copy lacks a write, and only you may know which; {by_hand}")
+    elif damage and damage == bad:
+        click.echo(f"mend: replicator pool mirror {path} --compare heals each copy from the other")
+    elif damage:
         click.echo(f"mend: replicator pool repair {path} --dry-run says what can be saved, with --to FILE it is")

@@ -70,6 +70,9 @@ def _document(found: PoolRepair) -> dict[str, Any]:
         "dry_run": found.wish.dry_run,
         "intact": found.intact,
         "whole": found.whole,
+        "read_from": [str(each) for each in found.read_from],
+        "read_note": found.note or None,
+        "older": found.is_older,
         "superblock": found.origin,
         "superblock_problem": found.problem or None,
         "devices": [_device(found, each) for each in found.devices],
@@ -104,6 +107,10 @@ def _range(part: tuple[int, int]) -> dict[str, int | None]:
 
 
 def _show(found: PoolRepair) -> None:
+    from replicator.pool.metadata_device import is_mirrored
+
+    if found.note:
+        click.echo(f"copies: {found.note}")
     if found.problem:
         click.echo(f"superblock: {found.problem}")
         click.echo(f"superblock: taken from {found.origin}")
@@ -122,13 +129,15 @@ def _show(found: PoolRepair) -> None:
     )
     if found.wish.dry_run:
         return
-    if found.intact:
+    if found.intact and not found.is_older:
         click.echo(f"{found.wish.target}: a clean copy; there is nothing to put in place")
         return
     click.echo(f"{found.wish.target}: {size_text(found.written_bytes)} of metadata, checked: clean")
     click.echo("nothing of the pool was changed; to put it in place, with nobody using the pool:")
     for step in found.steps:
         click.echo(f"  {step}")
+    if is_mirrored(found.wish.path):
+        click.echo(f"it has no mirror then; to give it one: replicator pool mirror {found.wish.path} --to DEVICE")
 
 
 def _show_loss(found: PoolRepair, each: DeviceOutcome) -> None:

@@ -19,6 +19,7 @@ from replicator.blockdev.interface import BlockDevice
 from replicator.errors import ConflictError, NotFoundError, ReplicatorError, UsageError
 from replicator.pdata.bitmap import ENTRIES_PER_BITMAP, LARGEST_METADATA_BLOCKS
 from replicator.pdata.block import Words
+from replicator.pdata.mirror import MirroredDevice
 from replicator.pdata.room import UNMAP_WEIGHT
 from replicator.pool.catalogue_schema import VOLUME_BYTES_LIMIT, Cut, Snapshot, Volume
 from replicator.pool.changes import Put
@@ -184,7 +185,7 @@ def _refuse_too_large(view: CatalogueView, rows: Sequence[Volume | Snapshot]) ->
 def _check_total(what: str, blocks: int, before: int, device: BlockDevice, block_bytes: int) -> None:
     if blocks and blocks < before:
         raise UsageError(f"a pool's {what} device can't shrink: it has {before} blocks, more than {blocks}")
-    if isinstance(device, FileDevice):
+    if isinstance(device, FileDevice | MirroredDevice):
         device.refresh_size()
     if blocks * block_bytes > device.size_bytes:
         raise UsageError(

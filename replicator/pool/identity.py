@@ -18,13 +18,15 @@ the pool was then; so do copies that keep extended attributes (cp -a, rsync -X, 
                                                     this boot, names another superblock
     older metadata and catalogue                    the data file was opened at a later transaction
     older data                                      the metadata file was opened more often
+    two copies of mirrored metadata                 pool/mirror_choice, before all this
     older data without attributes, or on a device   nothing
     metadata of the same transaction, older         nothing
 
 Invariants
   I1  Two parts that name two pools are never used together: DamageError with both ids.
   I2  A catalogue that is behind its superblock is damage (pool/catalogue, G2), and so are parts of different times.
-  I3  Marks are written data first, synced, then metadata: a crash leaves the data's number ahead, never behind.
+  I3  Marks are written data first, synced, then metadata, and metadata's only if data has it: a crash, or a file system
+      without room for attributes, leaves the data's number ahead, never behind.
 
 Failures: DamageError, UsageError, DeviceError.
 """
@@ -41,8 +43,10 @@ from pathlib import Path
 from uuid import UUID
 
 from replicator.blockdev.file import FileDevice
+from replicator.blockdev.interface import BlockDevice
 from replicator.errors import DamageError, DeviceError, ReplicatorError, UsageError
 from replicator.pool.catalogue import Catalogue
+from replicator.pool.metadata_device import OPENED, attribute_number, files_of, open_metadata
 from replicator.pool.view import CatalogueView
 from replicator.thin.superblock import Superblock, read_superblock
 from replicator.units import parse_size
@@ -53,9 +57,7 @@ TIME_CAPPED_SETTING = "time-capped"
 """Stands while `time` has come to its cap by our own hand, and nobody else has written since (thin/metadata, D3)."""
 
 _ATTRIBUTE = "user.replicator.pool"
-_OPENED = "user.replicator.opened"
 _REACHED = "user.replicator.transaction"
-_DIGITS = 20  # of a 64-bit number: a longer text is none of ours
 _MEND = "put the pool's own files of one time together again"
 _BLOCK_IDS = ("dm/uuid", "wwid", "device/wwid", "md/uuid", "serial", "device/serial")
 
@@ -65,14 +67,14 @@ def is_ours(path: Path) -> bool:
     if not (path / "catalog.db").exists():
         return False
     try:
-        with FileDevice(path / "metadata", read_only=True) as metadata:
+        with open_metadata(path) as metadata:
             read_superblock(metadata)
     except ReplicatorError:
         return False
     return True
 
 
-def check_identity(view: CatalogueView, superblock: Superblock, metadata: FileDevice, data: FileDevice) -> None:
+def check_identity(view: CatalogueView, superblock: Superblock, metadata: BlockDevice, data: FileDevice) -> None:
     """DamageError unless superblock, catalogue and data are one pool's (I1)."""
     ours, found = view.pool.uuid, UUID(bytes=superblock.uuid)
     mend = "put the pool's own files together again"
@@ -86,7 +88,7 @@ def check_identity(view: CatalogueView, superblock: Superblock, metadata: FileDe
         raise DamageError(f"the pool's data device is {known}, but {data.name} is {now}", mend=mend)
 
 
-def check_age(newest_id: int, superblock: Superblock, metadata: FileDevice, data: FileDevice, ours: bool) -> None:
+def check_age(newest_id: int, superblock: Superblock, metadata: BlockDevice, data: FileDevice, ours: bool) -> None:
     """DamageError where metadata, catalogue (at `newest_id`) and data are of different times (I2).
 
     `ours`: nothing says that the superblock isn't the last one that this boot's owner wrote.
@@ -97,45 +99,41 @@ def check_age(newest_id: int, superblock: Superblock, metadata: FileDevice, data
         raise DamageError(f"{metadata.name} is that of pool {known}, but {data.name} is that of {marked}", mend=_MEND)
     if newest_id > now + 1 or (newest_id == now + 1 and not ours):
         raise DamageError(f"the catalogue knows transaction {newest_id}, but {metadata.name} is at {now}", mend=_MEND)
-    reached = _number(data, _REACHED)
+    reached = attribute_number(data, _REACHED)
     if reached > now:
         raise DamageError(
             f"{data.name} was in use at transaction {reached}, but {metadata.name} is at {now}", mend=_MEND
         )
-    opened, expected = _number(data, _OPENED), _number(metadata, _OPENED)
+    opened, expected = attribute_number(data, OPENED), _most_opened(metadata)
     if 0 < opened < expected:
         raise DamageError(
             f"{data.name} is an older copy: it was opened {opened} times, and {metadata.name} {expected} times",
-            mend=f"{_MEND}; or, if nothing else is left: setfattr -x {_OPENED} {data.name}",
+            mend=f"{_MEND}; or, if nothing else is left: setfattr -x {OPENED} {data.name}",
         )
 
 
-def mark_opening(superblock: Superblock, metadata: FileDevice, data: FileDevice) -> None:
-    """Note on both files that the pool is opened for writing (I3)."""
-    number = max(_number(metadata, _OPENED), _number(data, _OPENED)) + 1
-    _put_number(data, _OPENED, number)
+def mark_opening(superblock: Superblock, metadata: BlockDevice, data: FileDevice) -> None:
+    """Note on all files that the pool is opened for writing, where there is room for it (I3)."""
+    number = max(_most_opened(metadata), attribute_number(data, OPENED)) + 1
+    _put_number(data, OPENED, number)
     mark_reached(superblock.transaction_id, data)
     try:
         os.fsync(data.fileno())  # a flush of the content alone may leave attributes behind
     except OSError as error:
         raise DeviceError(data.name, 0, error.errno or errno.EIO, error.strerror or str(error)) from error
-    _put_number(metadata, _OPENED, number)
+    if attribute_number(data, OPENED) not in (0, number):
+        return  # it found no room, and would look like an older copy beside metadata that knows of this opening
+    for each in files_of(metadata):
+        _put_number(each, OPENED, number)
 
 
 def mark_reached(transaction_id: int, data: FileDevice) -> None:
     """Note on the data file how far the pool has come."""
-    _put_number(data, _REACHED, max(transaction_id, _number(data, _REACHED)))
+    _put_number(data, _REACHED, max(transaction_id, attribute_number(data, _REACHED)))
 
 
-def _number(device: FileDevice, name: str) -> int:
-    """A number beside a file's content; 0 where there is none."""
-    if device.is_block_device:
-        return 0
-    try:
-        text = os.getxattr(device.fileno(), name)
-    except OSError:
-        return 0
-    return int(text) if len(text) <= _DIGITS and text.isdigit() else 0
+def _most_opened(metadata: BlockDevice) -> int:
+    return max(attribute_number(each, OPENED) for each in files_of(metadata))
 
 
 def _put_number(device: FileDevice, name: str, number: int) -> None:

@@ -25,10 +25,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from replicator.blockdev.file import FileDevice
+from replicator.blockdev.interface import BlockDevice
 from replicator.errors import DamageError, FormatError, NotFoundError, UnavailableError
 from replicator.pool.catalogue import Catalogue
 from replicator.pool.identity import check_age, check_identity, is_ours
 from replicator.pool.locks import PoolLock, owned_elsewhere
+from replicator.pool.metadata_device import MetadataDevice, has_metadata, open_metadata
+from replicator.pool.mirror_check import compare_reads, note_reads
 from replicator.pool.opening import OWNER_S
 from replicator.pool.remote import RemotePool
 from replicator.thin.check import check
@@ -43,7 +46,7 @@ class Inspected:
     """A pool's metadata that stays as it is: `view` of it, and who has the pool open (None: nobody)."""
 
     path: Path
-    device: FileDevice
+    device: MetadataDevice
     view: PoolView
     owner: RemotePool | None
 
@@ -73,7 +76,7 @@ def require_metadata(path: Path) -> None:
         raise NotFoundError(
             f"there is no pool {path}: it isn't a directory", mend="replicator pool create POOL --size …"
         )
-    if not (path / "metadata").exists():
+    if not has_metadata(path):
         raise NotFoundError(f"{path} isn't a pool: it has no metadata", mend=f"replicator pool create {path} --size …")
 
 
@@ -109,7 +112,7 @@ def _lock_or_owner(path: Path, owner_s: float) -> PoolLock | RemotePool:
 @contextmanager
 def inspected(path: Path, *, held: bool = False) -> Iterator[Inspected]:
     """The pool's metadata, unchanging: live, or its metadata snapshot (`held`, and always beside an owner)."""
-    with settled(path) as owner, FileDevice(path / "metadata", read_only=True) as device, _snapshot(owner):
+    with settled(path) as owner, open_metadata(path, settled=owner is None) as device, _snapshot(owner):
         view = PoolView.held(device) if held or owner is not None else PoolView.live(device)
         yield Inspected(path, device, view, owner)
 
@@ -130,27 +133,29 @@ def _snapshot(owner: RemotePool | None) -> Iterator[None]:
 
 def check_pool(path: Path) -> PoolCheck:
     """Check the metadata, and that catalogue and devices agree; damage is in the report, not raised."""
-    with settled(path) as owner, FileDevice(path / "metadata", read_only=True) as device:
+    with settled(path) as owner, open_metadata(path, settled=owner is None) as device:
+        note_reads(device)
         if owner is not None:
             with _snapshot(owner):
                 return _check_held(device)
         with FileDevice(path / "data", read_only=True) as data:
-            report = check(device, data_device_blocks=_data_blocks(device, data))
+            report, findings = check(device, data_device_blocks=_data_blocks(device, data)), Findings()
+            compare_reads(device, findings)
             if report.of(Severity.DAMAGE):
-                return PoolCheck(report, True, 0)
-            view, findings = PoolView.live(device), Findings()
+                return PoolCheck(_joined(report, findings), True, 0)
+            view = PoolView.live(device)
             if not is_foreign(path):
                 _check_catalogue(path, view, device, data, findings)
             return PoolCheck(_joined(report, findings), True, view.superblock.held_root)
 
 
-def _data_blocks(device: FileDevice, data: FileDevice) -> int | None:
+def _data_blocks(device: BlockDevice, data: FileDevice) -> int | None:
     with suppress(FormatError):
         return data.size_bytes // PoolView.live(device).superblock.data_block_bytes
     return None
 
 
-def _check_held(device: FileDevice) -> PoolCheck:
+def _check_held(device: BlockDevice) -> PoolCheck:
     """What can be said of a pool that is being written: every node under the held root, and each device's count."""
     findings = Findings()
     device_count, held_root = 0, 0
@@ -165,11 +170,12 @@ def _check_held(device: FileDevice) -> PoolCheck:
                 findings.add(Severity.DAMAGE, FindingKind.MAPPED_BLOCKS, where, entry.details.mapped_blocks, mapped)
     except FormatError as error:
         findings.from_error(FindingKind.HELD_ROOT, error)
+    compare_reads(device, findings, beside_owner=True)
     report = CheckReport(tuple(findings.kept), dict(+findings.totals), False, held_device_count=device_count)
     return PoolCheck(report, False, held_root)
 
 
-def _check_catalogue(path: Path, view: PoolView, device: FileDevice, data: FileDevice, findings: Findings) -> None:
+def _check_catalogue(path: Path, view: PoolView, device: BlockDevice, data: FileDevice, findings: Findings) -> None:
     """The catalogue belongs to these devices, and names thin devices that there are."""
     file = path / "catalog.db"
     try:

@@ -4,10 +4,11 @@ Over locks, identity, thin/opening and local or remote; used by the exporter, th
 something. What an opener does, in this order, and what is on disk if it dies there:
 
     line                                     on disk
-    lock and writers taken                   what was there (the pid in `lock`)
+    lock and writers taken, and the files    what was there (the pid in `lock`)
     metadata, data and catalogue synced      what was there
     catalogue's rows beyond the superblock   removed, in one SQLite transaction
     identity and age checked                 -
+    a mirror settled                         pdata/mirror and pool/metadata_device have the tables
     opening marked                           attributes of the files (pool/identity, I3)
     engine opened, `dirty` replayed          thin/opening has the table
     the mark of our capped time ended, where
@@ -24,11 +25,9 @@ Failures: ConflictError, DamageError, NotFoundError, UsageError (network file sy
 
 from __future__ import annotations
 
-import os
-import struct
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from replicator.blockdev.file import FileDevice
@@ -49,12 +48,28 @@ from replicator.pool.identity import (
 )
 from replicator.pool.interface import Pool, Switch
 from replicator.pool.local import LocalPool
-from replicator.pool.locks import READERS_S, OwnedElsewhereError, PoolLock, Waiting, refuse_network_file_system
+from replicator.pool.locks import (
+    READERS_S,
+    OwnedElsewhereError,
+    PoolLock,
+    Waiting,
+    hold_files,
+    refuse_network_file_system,
+)
+from replicator.pool.metadata_device import (
+    MetadataDevice,
+    copies_in_use,
+    dirty_sums,
+    has_metadata,
+    is_of_this_boot,
+    open_metadata,
+    settle_metadata,
+)
 from replicator.pool.outcome import Outcome
 from replicator.pool.remote import RemotePool
 from replicator.pool.view import CatalogueView
 from replicator.pool.volumes import sweep_hidden
-from replicator.thin.dirty import boot_id, superblock_sum
+from replicator.thin.dirty import superblock_sum
 from replicator.thin.engine import Engine, EngineSettings
 from replicator.thin.geometry import MAX_METADATA_BLOCKS
 from replicator.thin.metadata import PoolMetadata
@@ -67,9 +82,6 @@ OWNER_S = 15.0
 """How long to wait for the socket of an owner that has the lock: it may be replaying, or a command about to end."""
 
 _STEP_S = 0.05
-_SUMS = struct.Struct("<QQ")  # `base` and `result` of thin/dirty's header
-_SUMS_OFFSET = 64
-_BOOT_OFFSET = 16
 
 
 class OwnedPool(LocalPool):
@@ -78,11 +90,12 @@ class OwnedPool(LocalPool):
     def __init__(
         self, path: Path, engine: Engine, catalogue: Catalogue, data: FileDevice, held: ExitStack, replayed: int
     ) -> None:
+        """`held` is taken over at the end, when nothing can fail any more (O3)."""
         super().__init__(path, engine, catalogue, replayed=replayed)
-        self._held = held
         self._data = data
         self._closing = threading.Lock()
         self._is_closed = False
+        self._held = held.pop_all()
 
     def close(self) -> None:
         """Commit, and let go of everything; a second call does nothing."""
@@ -146,12 +159,13 @@ def own_pool(
     with ExitStack() as held:
         held.enter_context(PoolLock.own(path, wait_s=wait_s, waiting=waiting))
         held.enter_context(PoolLock.only_writer(path, wait_s=wait_s, waiting=waiting))
-        metadata = held.enter_context(FileDevice(path / "metadata", exclusive=True))
+        metadata = held.enter_context(closing(open_metadata(path, read_only=False, exclusive=True)))
         data = held.enter_context(FileDevice(path / "data", exclusive=True))
+        hold_files([data])  # the metadata is held since it was opened
         metadata.flush()
         data.flush()
         superblock = read_superblock(metadata)
-        ours = not _is_of_this_boot(path / "dirty") or _was_written_by_us(path / "dirty", metadata)
+        ours = not is_of_this_boot(path / "dirty") or _was_written_by_us(path / "dirty", metadata)
 
         def check(newest_id: int) -> None:
             check_age(newest_id, superblock, metadata, data, ours)
@@ -159,13 +173,14 @@ def own_pool(
         catalogue, view = open_catalogue(path / "catalog.db", superblock, check)
         held.callback(catalogue.close)
         check_identity(view, superblock, metadata, data)
+        settle_metadata(metadata, superblock, telling=waiting)
         was_capped = bool(view.setting(TIME_CAPPED_SETTING))
         is_capped = was_capped and _was_written_by_us(path / "dirty", metadata)
         settings = EngineSettings(table_stretches, _low_water(view, superblock))
         engine, replayed = open_engine(metadata, data, path / "dirty", settings, time_is_capped=is_capped)
         try:
             mark_opening(superblock, metadata, data)
-            pool = OwnedPool(path, engine, catalogue, data, held.pop_all(), replayed)
+            pool = OwnedPool(path, engine, catalogue, data, held, replayed)
         except BaseException:
             engine.close()
             raise
@@ -188,11 +203,11 @@ def require_pool(path: Path) -> None:
     if not path.is_dir():
         mend = f"replicator pool create {path} --size …"
         raise NotFoundError(f"there is no pool {path}: it isn't a directory", mend=mend)
-    if not (path / "metadata").exists():
+    if not has_metadata(path):
         raise NotFoundError(f"{path} isn't a pool: it has no metadata", mend=f"replicator pool create {path} --size …")
     named = (path / "catalog.db").exists()
     if not named or not (path / "lock").exists():
-        with FileDevice(path / "metadata", read_only=True) as metadata:
+        with open_metadata(path) as metadata:
             read_superblock(metadata)  # what isn't dm-thin's at all is told as that, and gets no lock file
     if not named:
         raise UsageError(
@@ -206,23 +221,9 @@ def _low_water(view: CatalogueView, superblock: Superblock) -> int:
     return low_water_blocks(text, superblock.data_space_map.nr_blocks, superblock.data_block_bytes)
 
 
-def _is_of_this_boot(dirty: Path) -> bool:
-    """Whether `dirty` was used in this boot: after another one it may lag behind the disk, since nothing syncs it."""
-    try:
-        with dirty.open("rb") as file:
-            return os.pread(file.fileno(), len(boot_id()), _BOOT_OFFSET) == boot_id()
-    except OSError:
-        return False
-
-
-def _was_written_by_us(dirty: Path, metadata: FileDevice) -> bool:
+def _was_written_by_us(dirty: Path, metadata: MetadataDevice) -> bool:
     """Whether the superblock on disk is one that the pool's last owner wrote: its `dirty` file names it."""
-    try:
-        with dirty.open("rb") as file:
-            sums = _SUMS.unpack(os.pread(file.fileno(), _SUMS.size, _SUMS_OFFSET))
-    except (OSError, struct.error):
-        return False
-    return superblock_sum(metadata.pread(METADATA_BLOCK_BYTES, 0)) in sums
+    return superblock_sum(metadata.pread(METADATA_BLOCK_BYTES, 0)) in dirty_sums(dirty)
 
 
 def grow_pool(pool: Pool, *, data_bytes: int = 0, metadata_bytes: int = 0) -> int:
@@ -239,7 +240,8 @@ def grow_pool(pool: Pool, *, data_bytes: int = 0, metadata_bytes: int = 0) -> in
     ):
         raise UsageError("a pool can't shrink", mend="copy its volumes into a smaller one: volume export, import")
     _grow_device(pool.path / "data", data_bytes, allocate=False)
-    _grow_device(pool.path / "metadata", metadata_bytes, allocate=True)
+    for name in copies_in_use(pool.path):
+        _grow_device(name, metadata_bytes, allocate=True)
     return pool.switch(Switch(grow_data_blocks=data_blocks, grow_metadata_blocks=metadata_blocks))
 
 

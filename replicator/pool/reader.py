@@ -34,6 +34,7 @@ from replicator.pdata.node import MAPPING
 from replicator.pdata.store import MetadataStore
 from replicator.pdata.tree import walk
 from replicator.pool.interface import DeviceFacts, Lease
+from replicator.pool.metadata_device import MetadataDevice
 from replicator.pool.view import CatalogueView
 from replicator.thin.table import SHARED, STAMP_BITS, STRETCH_BLOCKS, STRETCH_MASK, STRETCH_SHIFT, MappingTable
 from replicator.units import METADATA_BLOCK_BYTES
@@ -59,7 +60,7 @@ class PoolReader:
     """A pool, open for reading; a context manager. Everything it leased is released when it is closed."""
 
     def __init__(
-        self, path: Path, roots: Roots, metadata: FileDevice, data: FileDevice, block_bytes: int, held: ExitStack
+        self, path: Path, roots: Roots, metadata: MetadataDevice, data: FileDevice, block_bytes: int, held: ExitStack
     ) -> None:
         self.path, self.block_bytes, self.data = path, block_bytes, data
         self._roots, self._metadata, self._held = roots, metadata, held

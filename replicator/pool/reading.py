@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID, uuid5
@@ -37,6 +37,7 @@ from replicator.pool.deleting import being_deleted
 from replicator.pool.identity import check_age, check_identity, is_ours
 from replicator.pool.interface import DeviceFacts, Pool
 from replicator.pool.locks import PoolLock, owned_elsewhere
+from replicator.pool.metadata_device import MetadataDevice, has_metadata, open_metadata
 from replicator.pool.reader import PoolReader
 from replicator.pool.remote import RemotePool
 from replicator.pool.view import CatalogueView
@@ -94,7 +95,7 @@ def read_pool(path: Path, *, role: str = "own", held: bool = False, owner_s: flo
     if not path.is_dir():
         mend = f"replicator pool create {path} --size …"
         raise NotFoundError(f"there is no pool {path}: it isn't a directory", mend=mend)
-    if not (path / "metadata").exists():
+    if not has_metadata(path):
         raise NotFoundError(f"{path} isn't a pool: it has no metadata", mend=f"replicator pool create {path} --size …")
     with ExitStack() as stack:
         if held or not (path / "catalog.db").exists():
@@ -119,13 +120,13 @@ def read_beside(pool: Pool) -> PoolReader:
 
 def _reader(pool: Pool, stack: ExitStack) -> PoolReader:
     path = pool.path
-    metadata = stack.enter_context(FileDevice(path / "metadata", read_only=True))
+    metadata = stack.enter_context(closing(open_metadata(path)))
     data = stack.enter_context(FileDevice(path / "data", read_only=True))
     return PoolReader(path, pool, metadata, data, pool.block_bytes, stack.pop_all())
 
 
 def _read_still(path: Path, stack: ExitStack) -> PoolReader:
-    metadata = stack.enter_context(FileDevice(path / "metadata", read_only=True))
+    metadata = stack.enter_context(closing(open_metadata(path, settled=True)))
     data = stack.enter_context(FileDevice(path / "data", read_only=True))
     devices = PoolView.live(metadata)
     catalogue = Catalogue(path / "catalog.db", read_only=True)
@@ -139,14 +140,14 @@ def _read_still(path: Path, stack: ExitStack) -> PoolReader:
 
 
 def _read_foreign(path: Path, stack: ExitStack, *, held: bool) -> PoolReader:
-    metadata = stack.enter_context(FileDevice(path / "metadata", read_only=True, exclusive=not held))
+    metadata = stack.enter_context(closing(open_metadata(path, exclusive=not held)))
     data = stack.enter_context(FileDevice(path / "data", read_only=True, exclusive=not held))
     devices = PoolView.held(metadata) if held else PoolView.live(metadata)
     return _still_reader(path, StillRoots(devices, _names_of(devices)), devices, metadata, data, stack)
 
 
 def _still_reader(
-    path: Path, roots: StillRoots, devices: PoolView, metadata: FileDevice, data: FileDevice, stack: ExitStack
+    path: Path, roots: StillRoots, devices: PoolView, metadata: MetadataDevice, data: FileDevice, stack: ExitStack
 ) -> PoolReader:
     return PoolReader(path, roots, metadata, data, devices.superblock.data_block_bytes, stack.pop_all())
 

@@ -8,6 +8,8 @@ the superblock is lost, its UUID and newest transaction id.
     while writing FILE           FILE without a superblock: nothing opens it; remove it
     FILE written and checked     FILE; the pool is as it was, until its user puts FILE in place (`steps`)
 
+Which of two copies is read, and what the steps leave where: pool/repair_source.
+
 Invariants
   E1  Nothing of the pool is written. Nobody opens it for writing meanwhile (pool/locks), no kernel has its devices.
   E2  FILE is new, or nothing is done.
@@ -18,9 +20,8 @@ left to save), NoSpaceError, DeviceError.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from replicator.pool.catalogue import Catalogue
 from replicator.pool.identity import is_ours
 from replicator.pool.inspection import is_foreign, require_metadata
 from replicator.pool.locks import PoolLock, owned_elsewhere
+from replicator.pool.repair_source import Source, open_source, steps_in_place
 from replicator.pool.view import CatalogueView
 from replicator.thin.geometry import SMALLEST_METADATA_BYTES
 from replicator.thin.repair import DeviceOutcome, Salvage, examine, write
@@ -52,9 +54,15 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class PoolRepair:
-    """What was saved, by device; `names` of devices, `nameless` devices, names whose devices are gone, what to do."""
+    """What was saved, by device; `names` of devices, `nameless` devices, names whose devices are gone, what to do.
+
+    `read_from`, `note`, `is_older`: which copies it comes from, as pool/repair_source has it.
+    """
 
     wish: Wish
+    read_from: tuple[Path, ...]
+    note: str
+    is_older: bool
     origin: str
     problem: str
     intact: bool
@@ -85,7 +93,8 @@ class PoolRepair:
     @property
     def whole(self) -> bool:
         """Whether every mapping that anybody knows of was saved."""
-        return not self.lost_ids and not self.gone and all(each.whole for each in self.devices)
+        known = not self.lost_ids and not self.gone and not self.is_older
+        return known and all(each.whole for each in self.devices)
 
 
 def repair_pool(wish: Wish, progress: Progress = lambda *_: None) -> PoolRepair:
@@ -98,13 +107,17 @@ def repair_pool(wish: Wish, progress: Progress = lambda *_: None) -> PoolRepair:
         if lock is None:
             raise owned_elsewhere(wish.path)
         held.enter_context(lock)
-        metadata = held.enter_context(FileDevice(wish.path / "metadata", read_only=True, exclusive=True))
+        source = open_source(wish.path)
+        metadata = held.enter_context(closing(source.device))
         catalogue = _Names(wish.path)
-        salvage = examine(metadata, _hints(wish, catalogue), progress)
+        salvage = examine(metadata, _hints(wish, catalogue, source), progress)
         written = 0 if wish.dry_run else _write(salvage, wish.target, metadata.size_bytes, progress)
         superblock = salvage.believed.superblock
         return PoolRepair(
             wish,
+            source.read,
+            source.note,
+            source.is_older,
             salvage.believed.origin,
             salvage.believed.problem,
             salvage.intact,
@@ -115,7 +128,7 @@ def repair_pool(wish: Wish, progress: Progress = lambda *_: None) -> PoolRepair:
             salvage.unreadable,
             catalogue.problem,
             written,
-            _steps(wish, metadata.is_block_device),
+            steps_in_place(wish.path, wish.target, source.read),
         )
 
 
@@ -150,7 +163,7 @@ class _Names:
         return names
 
 
-def _hints(wish: Wish, catalogue: _Names) -> Hints:
+def _hints(wish: Wish, catalogue: _Names, source: Source) -> Hints:
     data_bytes = None
     data = wish.path / "data" if wish.data is None else wish.data
     if wish.data is not None or data.exists():
@@ -158,7 +171,10 @@ def _hints(wish: Wish, catalogue: _Names) -> Hints:
             data_bytes = device.size_bytes
     known = catalogue.newest
     uuid, newest = (known.pool.uuid.bytes, known.at_id) if known is not None else (bytes(16), 0)
-    return Hints(wish.block_bytes, data_bytes, uuid, newest)
+    block_bytes = wish.block_bytes
+    if source.other is not None and (known is None or source.other.uuid == uuid):
+        block_bytes = block_bytes or source.other.data_block_bytes
+    return Hints(block_bytes, data_bytes, uuid, newest)
 
 
 def _write(salvage: Salvage, target: Path, size_bytes: int, progress: Progress) -> int:
@@ -181,19 +197,3 @@ def _write(salvage: Salvage, target: Path, size_bytes: int, progress: Progress) 
             target.unlink(missing_ok=True)
             raise
     raise AssertionError("the loop returns or raises")
-
-
-def _steps(wish: Wish, is_block_device: bool) -> tuple[str, ...]:
-    """What puts the repaired metadata in place, as commands for a shell; the damaged one is kept."""
-    metadata, dirty = wish.path / "metadata", wish.path / "dirty"
-    with suppress(OSError):
-        metadata = metadata.resolve(strict=True)
-    old, new = shlex.quote(str(metadata)), shlex.quote(str(wish.target))
-    kept = shlex.quote(str(wish.path / "metadata.damaged"))
-    if is_block_device:
-        steps = [f"dd if={old} of={kept} bs=1M conv=fsync", f"dd if={new} of={old} bs=1M conv=fsync,nocreat"]
-    else:
-        steps = [f"mv {old} {kept}", f"cp {new} {old}"]
-    if dirty.exists():
-        steps.append(f"mv {shlex.quote(str(dirty))} {shlex.quote(str(dirty) + '.damaged')}")
-    return (*steps, f"replicator pool check {shlex.quote(str(wish.path))}")

@@ -19,12 +19,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import UUID
 
-from replicator.blockdev.file import FileDevice
+from replicator.blockdev.interface import BlockDevice
 from replicator.pool.catalogue import Catalogue
 from replicator.pool.deleting import being_deleted
 from replicator.pool.identity import LOW_WATER_SETTING, low_water_blocks
 from replicator.pool.inspection import is_foreign, settled
 from replicator.pool.interface import PoolStatus
+from replicator.pool.metadata_device import open_metadata
+from replicator.pool.mirroring import MirrorFacts, mirror_facts
 from replicator.pool.view import CatalogueView
 from replicator.thin.superblock import Superblock
 from replicator.thin.view import PoolView
@@ -42,6 +44,7 @@ class PoolSummary:
     needs_check: bool
     volume_count: int
     snapshot_count: int
+    mirror: MirrorFacts | None = None
 
     @property
     def used_data_blocks(self) -> int:
@@ -73,20 +76,24 @@ class PoolSummary:
 
 def summarise(path: Path) -> PoolSummary:
     """The numbers of this instant: the owner's, or those on disk."""
-    with settled(path) as owner, FileDevice(path / "metadata", read_only=True) as device:
+    with settled(path) as owner, open_metadata(path, settled=owner is None) as device:
         if owner is not None:
             volumes, snapshots = _counts(owner.view())
-            return PoolSummary(path, owner.status(), False, False, volumes, snapshots)
-        view = PoolView.live(device)
-        superblock = view.superblock
-        if is_foreign(path):
-            return PoolSummary(path, _on_disk(superblock), True, superblock.needs_check, len(view.devices()), 0)
-        with closing(Catalogue(path / "catalog.db", read_only=True)) as catalogue:
-            rows = catalogue.view(superblock.transaction_id)
-        text = rows.setting(LOW_WATER_SETTING, "0%")
-        low = low_water_blocks(text, superblock.data_space_map.nr_blocks, superblock.data_block_bytes)
-        now = _with_deletions(_on_disk(superblock, low), rows, view)
-        return PoolSummary(path, now, False, superblock.needs_check, *_counts(rows))
+            return PoolSummary(path, owner.status(), False, False, volumes, snapshots, mirror_facts(path))
+        return replace(_on_disk_alone(path, device), mirror=mirror_facts(path, device))
+
+
+def _on_disk_alone(path: Path, device: BlockDevice) -> PoolSummary:
+    view = PoolView.live(device)
+    superblock = view.superblock
+    if is_foreign(path):
+        return PoolSummary(path, _on_disk(superblock), True, superblock.needs_check, len(view.devices()), 0)
+    with closing(Catalogue(path / "catalog.db", read_only=True)) as catalogue:
+        rows = catalogue.view(superblock.transaction_id)
+    text = rows.setting(LOW_WATER_SETTING, "0%")
+    low = low_water_blocks(text, superblock.data_space_map.nr_blocks, superblock.data_block_bytes)
+    now = _with_deletions(_on_disk(superblock, low), rows, view)
+    return PoolSummary(path, now, False, superblock.needs_check, *_counts(rows))
 
 
 def _counts(rows: CatalogueView) -> tuple[int, int]:

@@ -44,6 +44,7 @@ from replicator.log.interface import Log
 from replicator.log.opening import is_log, log_places, open_log
 from replicator.pool.catalogue_schema import LoggedGroup, Role, Snapshot
 from replicator.pool.interface import Pool
+from replicator.pool.metadata_device import has_metadata
 from replicator.pool.origins import open_origin
 from replicator.pool.reading import read_beside, read_pool
 from replicator.repository.catalogued import CataloguedPool, ReadPool
@@ -280,7 +281,7 @@ class _RetiredError(NotFoundError):
 
 def require_source(text: str) -> None:
     """Refuse what is neither a pool nor a log."""
-    if is_log(text) or (not text.startswith(("dm:", "lvm:")) and (Path(text) / "metadata").exists()):
+    if is_log(text) or (not text.startswith(("dm:", "lvm:")) and has_metadata(Path(text))):
         return
     if text.startswith(("dm:", "lvm:")):
         mend = "name the log that it is published to"

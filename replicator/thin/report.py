@@ -53,6 +53,8 @@ class FindingKind(Enum):
     NONE_FREE_BEFORE = "none_free_before"
     NR_ALLOCATED = "nr_allocated"
     NEEDS_CHECK = "needs check"
+    MIRROR = "mirror"
+    MIRROR_DIFFERS = "mirror differs"
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,9 @@ pool check PLACE
 pool dump PLACE
 pool grow PLACE --data +1MiB
 pool release-metadata-snap PLACE
+pool mirror PLACE --to OUT
+pool mirror PLACE --compare
+pool mirror PLACE --drop
 pool repair PLACE --dry-run
 pool repair PLACE --to OUT
 pool reserve-metadata-snap PLACE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -111,3 +112,20 @@ def test_marks_grow_with_each_opening(path: Path) -> None:
 def test_marks_that_are_no_numbers_say_nothing(path: Path, text: bytes) -> None:
     os.setxattr(path / "data", "user.replicator.opened", text)
     own_pool(path).close()
+
+
+def test_a_mark_that_finds_no_room_keeps_nobody_out(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """I3: the metadata's number is never ahead of the data's, which may be on a file system of its own."""
+    really, data = os.setxattr, (path / "data").stat().st_ino
+
+    def full(file: int, name: str, value: bytes) -> None:
+        if os.fstat(file).st_ino == data:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        really(file, name, value)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "setxattr", full)
+        fill(path, "b")
+    fill(path, "c")
+    opened = [os.getxattr(path / part, "user.replicator.opened") for part in ("data", "metadata")]
+    assert opened[0] == opened[1]

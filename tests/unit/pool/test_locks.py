@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import stat
 import threading
@@ -15,6 +16,7 @@ from replicator.pool import locks, sockets
 from replicator.pool.locks import OwnedElsewhereError, PoolLock, owner_pid, refuse_network_file_system
 from replicator.pool.opening import open_pool, own_pool
 from replicator.pool.remote import RemotePool
+from tests.support.mirrored_pool import make_mirrored
 from tests.support.pool_owner import make_pool, owned_by_child
 
 
@@ -28,6 +30,22 @@ def test_a_second_opener_is_refused_with_the_pid_of_the_first(tmp_path: Path) ->
         with pytest.raises(ConflictError, match=f"process {child.pid}"):
             open_pool(tmp_path / "pool", owner_s=0)
     own_pool(tmp_path / "pool").close()
+
+
+@pytest.mark.parametrize("part", ["data", "metadata", "metadata.mirror"])
+def test_a_file_that_two_directories_lead_to_has_one_owner(tmp_path: Path, part: str) -> None:
+    """P9: a copied directory has a `lock` of its own, and links to the same file."""
+    pool, other, file = tmp_path / "pool", tmp_path / "other", tmp_path / "file"
+    if part == "metadata.mirror":
+        make_mirrored(pool, file)
+    else:
+        make_pool(pool)
+        (pool / part).rename(file)
+        (pool / part).symlink_to(file)
+    shutil.copytree(pool, other, symlinks=True)
+    with own_pool(pool), pytest.raises(ConflictError, match=f"{part} is held by another pool directory"):
+        own_pool(other)
+    own_pool(pool).close()
 
 
 def test_a_killed_owners_lock_is_free(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from replicator.blockdev.file import FileDevice
 from replicator.blockdev.memory import MemoryDevice
 from replicator.errors import ConflictError, DamageError, FormatError, NotFoundError, UnavailableError, UsageError
 from replicator.pool import volumes
+from replicator.pool.catalogue import Catalogue
 from replicator.pool.creation import PoolPlan, create_pool
 from replicator.pool.identity import TIME_CAPPED_SETTING
 from replicator.pool.locks import OwnedElsewhereError, PoolLock
@@ -24,6 +25,7 @@ from replicator.pool.opening import OwnedPool, open_pool, own_pool
 from replicator.pool.reader import PoolReader
 from replicator.pool.reading import read_beside, read_pool
 from replicator.pool.remote import RemotePool
+from replicator.pool.view import CatalogueView
 from replicator.thin.metadata import TIME_CAP, PoolMetadata
 from replicator.thin.table import STRETCH_BLOCKS
 from replicator.units import MIB
@@ -78,6 +80,23 @@ def test_a_failed_opening_lets_go_of_everything(path: Path) -> None:
     with pytest.raises(DamageError, match="metadata"):
         read_pool(path)
     (path / "metadata").write_bytes(good)
+    own_pool(path).close()
+
+
+def test_an_opening_that_fails_at_its_end_lets_go_of_everything(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """O3: the catalogue can't be read any more when the engine runs already."""
+    really, looks = Catalogue.view, list[int]()
+
+    def view(self: Catalogue, at_id: int) -> CatalogueView:
+        looks.append(at_id)
+        if len(looks) > 1:
+            raise DamageError("the disk is gone")
+        return really(self, at_id)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Catalogue, "view", view)
+        with pytest.raises(DamageError, match="the disk is gone"):
+            own_pool(path)
     own_pool(path).close()
 
 
