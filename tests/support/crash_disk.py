@@ -41,6 +41,7 @@ from replicator.blockdev.memory import MemoryDevice
 from replicator.units import METADATA_BLOCK_BYTES, SECTOR_BYTES
 
 METADATA, DATA, DIRTY, CATALOGUE = "metadata", "data", "dirty", "catalogue"
+MIRROR = "mirror"  # a second copy of the metadata, where there is one (tests.support.mirror_crashes)
 SMALLEST_TEAR_BYTES = 32
 FEW_UNITS = 3  # so many units: all their subsets are made
 
@@ -103,6 +104,14 @@ class Instant:
             metadata, data = self._disks(zip(units, fates, strict=True))
             yield Image(metadata, data, self.dirty, self.catalogue_id, kind, tear_bytes)
 
+    def all_disks(self, chance: random.Random) -> Iterator[tuple[str, int, dict[str, bytes]]]:
+        """(kind, smallest piece, every disk by its name): after the process died, and after power cuts."""
+        units = list(_units(self.volatile))
+        dead: list[Kept] = [None] * len(units)
+        for kind, tear_bytes, fates in [("dead", SECTOR_BYTES, dead), *_choices(units, chance, thorough=False)]:
+            there = [(unit, kept) for unit, kept in zip(units, fates, strict=True) if kept is None or kept]
+            yield kind, tear_bytes, {name: _written(it, name, there) for name, it in self.durable.items()}
+
     def _disks(self, fates: Any) -> tuple[bytes, bytes]:
         """Both disks after these (write, mask) pairs: None keeps the write whole, an empty list loses it."""
         there = [(write, kept) for write, kept in fates if kept is None or kept]
@@ -132,11 +141,11 @@ Kept = list[tuple[int, int]] | None
 
 def _units(writes: Sequence[Write]) -> Iterator[Write]:
     for write in writes:
-        if write.device != METADATA or len(write.data) <= METADATA_BLOCK_BYTES:
+        if write.device not in (METADATA, MIRROR) or len(write.data) <= METADATA_BLOCK_BYTES:
             yield write
             continue
         for at in range(0, len(write.data), METADATA_BLOCK_BYTES):
-            yield Write(METADATA, write.offset_bytes + at, write.data[at : at + METADATA_BLOCK_BYTES])
+            yield Write(write.device, write.offset_bytes + at, write.data[at : at + METADATA_BLOCK_BYTES])
 
 
 def _choices(units: list[Write], chance: random.Random, *, thorough: bool) -> Iterator[tuple[str, int, Sequence[Kept]]]:
@@ -165,7 +174,7 @@ def _choices(units: list[Write], chance: random.Random, *, thorough: bool) -> It
 
 
 def _is_block0(unit: Write) -> bool:
-    return unit.device == METADATA and unit.offset_bytes == 0
+    return unit.device in (METADATA, MIRROR) and unit.offset_bytes == 0
 
 
 def _torn(length_bytes: int, tear_bytes: int, chance: random.Random) -> Kept:

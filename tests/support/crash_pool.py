@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -25,6 +25,7 @@ from uuid import UUID
 import numpy as np
 import pytest
 
+from replicator.blockdev.interface import BlockDevice
 from replicator.pdata.room import PoolShape
 from replicator.pool import volumes
 from replicator.pool.catalogue import Catalogue
@@ -166,12 +167,17 @@ class CrashPool:
 
 @contextmanager
 def opened(
-    image: Image, views: dict[int, CatalogueView], *, journal: CrashJournal | None = None, live: Sequence[int] = ()
+    image: Image,
+    views: dict[int, CatalogueView],
+    *,
+    journal: CrashJournal | None = None,
+    live: Sequence[int] = (),
+    over: Callable[[CrashDisk], BlockDevice] = lambda disk: disk,
 ) -> Iterator[CrashPool]:
     """Open what a crash left (or a base pool), its volumes `live` for writing; closed, with a commit, at the end.
 
     What was being deleted is gone before it is handed out. With a `journal` every event from the first on is in it;
-    `close` is not.
+    `close` is not. The engine works `over` the metadata's disk.
     """
     told = journal or CrashJournal(recording=False)
     durable = image.durable or (None, None)
@@ -182,7 +188,7 @@ def opened(
     catalogue = MemoryCatalogue(views, image.catalogue_id, told)
     crash: CrashPool | None = None
     try:
-        engine, replayed = _open_engine(told, metadata, data, dirty)
+        engine, replayed = _open_engine(told, over(metadata), data, dirty)
         try:
             found = catalogue.view(engine.metadata.superblock.transaction_id)
             dying = tuple(being_deleted(found))
@@ -202,7 +208,7 @@ def opened(
         dirty.close()
 
 
-def _open_engine(told: CrashJournal, metadata: CrashDisk, data: CrashDisk, dirty: DirtyFile) -> tuple[Engine, int]:
+def _open_engine(told: CrashJournal, metadata: BlockDevice, data: CrashDisk, dirty: DirtyFile) -> tuple[Engine, int]:
     with pytest.MonkeyPatch.context() as patched:
         if told.recording:
             patched.setattr(opening, "DirtyLog", DirtyTap(told))
