@@ -169,22 +169,26 @@ def test_a_volume_that_meets_a_fault_of_ours_keeps_no_other_one_from_being_offer
 ) -> None:
     """F3, and the keeper of exporter/process lives through whatever it meets."""
     make_pool(tmp_path / "pool")
-    really, offered = Engine.open_device, threading.Event()
+    really, in_step, offered = Engine.open_device, Front.sync, threading.Event()
 
     def open_device(self: Engine, dev_id: int, size_bytes: int, **others: Any) -> ThinDevice:
         if size_bytes == 3 * MIB:
             raise MemoryError
-        device = really(self, dev_id, size_bytes, **others)
-        offered.set()
-        return device
+        return really(self, dev_id, size_bytes, **others)
+
+    def sync(self: Front) -> list[Exception]:
+        failures = in_step(self)
+        if self._exports.lookup("well"):
+            offered.set()
+        return failures
 
     monkeypatch.setattr(Engine, "open_device", open_device)
+    monkeypatch.setattr(Front, "sync", sync)
     asked = (ListenAsked(f"unix:{tmp_path / 'nbd.sock'}"),)
     owned = own_pool(tmp_path / "pool")
     with Exporter(owned, ExporterSettings(asked)) as exporter:
         for name, size_bytes in (("sick", 3 * MIB), ("well", MIB)):
             volumes.create_volume(owned, name, size_bytes)
         assert offered.wait(20)
-        with exporter.let_go([]):
-            assert [each.name for each in exporter.exports()] == ["well"]
+        assert [each.name for each in exporter.exports()] == ["well"]
     assert "MemoryError" in caplog.text
