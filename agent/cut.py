@@ -190,7 +190,8 @@ class GroupPublisher:
         if prepared is None or prepared.timestamp_ns != cut.timestamp_ns:
             return last
         there = {each.dev_id: each for each in view.snapshots_of(uuid, hidden=True)}
-        base, target = there.get(prepared.base_dev_id or -1), there.get(prepared.target_dev_id)
+        base = None if prepared.base_dev_id is None else there.get(prepared.base_dev_id)
+        target = there.get(prepared.target_dev_id)
         if base is None or target is None:
             return prepared.number
         both = self._context.pool().facts([base.dev_id, target.dev_id])

@@ -18,6 +18,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime, tzinfo
 from typing import Any
 from uuid import UUID
@@ -42,6 +43,7 @@ from replicator.errors import ConflictError, NotFoundError, ReplicatorError, Una
 from replicator.events.bodies import PointLabelled
 from replicator.exporter.journal import Journal, notify_systemd
 from replicator.history.names import check_label
+from replicator.history.protection import Failure
 from replicator.log.interface import Log
 from replicator.pool.catalogue_schema import Role
 from replicator.pool.daemons import DaemonSocket
@@ -94,6 +96,7 @@ class Agent:
         self._is_clean = False
         self._log_away: ReplicatorError | None = None
         self._absent: dict[str, Absent] = {}
+        self._apart: dict[str, Failure] = {}
         self._remembering: Remembering | None = None
 
     # -- life --------------------------------------------------------------------------------------------------
@@ -215,6 +218,8 @@ class Agent:
         groups = {each.plan.name: each for each in self.workers if each.plan.name and each.over is None}
         for plan in plans_of(self.config, view):
             fresh = [uuid for uuid in plan.members if uuid not in taken]
+            if plan.name in groups:
+                self._note_apart(plan, set(plan.members) & taken - set(groups[plan.name].plan.members))
             if fresh and plan.name in groups:
                 groups[plan.name].join(fresh)
             elif len(fresh) == len(plan.members):
@@ -224,6 +229,14 @@ class Agent:
                     thread = threading.Thread(target=worker.run, name=f"publish {plan.name or plan.members[0]}"[:60])
                     self._threads[worker] = thread
                     thread.start()
+
+    def _note_apart(self, plan: Plan, apart: set[UUID]) -> None:
+        """Members of a group that have a worker of their own: they got the group's name when that was there."""
+        for uuid in sorted(apart, key=lambda each: each.int):
+            if str(uuid) not in self._apart:
+                why = f"it is published by itself, and not at one instant with group {plan.name}"
+                self._apart[str(uuid)] = Failure(self.clock.now_ns(), why, "restart the agent")
+                self._journal.warning("a volume isn't cut with its group", uuid=str(uuid), group=plan.name)
 
     def _note_absent(self, view: CatalogueView) -> None:
         """Since when a name of the configuration is no volume's: told once, and in the status until it is there."""
@@ -265,6 +278,8 @@ class Agent:
             if self.workers:  # before, nothing is planned yet
                 absent = list(self._absent.values())
                 facts = self._gatherer.with_unpublished(facts, list(self.workers), self.config, absent, now_ns)
+                told = [replace(v, failure=v.failure or self._apart.get(v.uuid)) for v in facts.volumes]
+                facts = replace(facts, volumes=tuple(told))
         else:
             reason, mend = f"log unreachable: {away.message}", away.mend or "mount it, or name the one that there is"
             exporter = self._gatherer.exporter_of(pool)

@@ -214,6 +214,9 @@ class GroupWorker:
 
     def _join(self, publisher: GroupPublisher, members: Sequence[UUID]) -> None:
         try:
+            self._guard_deletion()  # one that went hinders nobody who comes
+            if self.over is not None:
+                return
             publisher.join(members)
         finally:
             self._joining.difference_update(members)  # who wants them here asks again

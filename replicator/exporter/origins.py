@@ -8,7 +8,8 @@ again of another connection, and no flush has anything to lose (N2 of blockdev/n
 Invariants
   R1  What is opened again is what it was, or it isn't opened (E1 of pool/origins): a read fails rather than return
       another image's bytes.
-  R2  A server that is away is tried once in AGAIN_S, by one reader: who waits for him fails with him.
+  R2  No reader waits for a server that is away: his read fails at once (it may stand inside the gate, where a cut and
+      everybody behind it would wait, too). He who finds it away has it opened again beside him, once in AGAIN_S.
 
 Failures: NotFoundError, UnavailableError, ConflictError when first opened; afterwards DeviceError.
 """
@@ -26,7 +27,7 @@ from replicator.errors import DeviceError, ReplicatorError
 from replicator.pool.catalogue_schema import Origin
 from replicator.pool.origins import open_origin
 
-AGAIN_S = 2.0  # a client's own retries go on for longer; a server that doesn't answer costs one reader its timeout
+AGAIN_S = 2.0  # a client's own retries go on for longer
 
 
 class LastingOrigin:
@@ -40,6 +41,8 @@ class LastingOrigin:
         self._device = open_origin(origin)
         self._turn = threading.Lock()
         self._not_before_s = 0.0
+        self._why = ""
+        self._opening: threading.Thread | None = None
 
     @property
     def name(self) -> str:
@@ -67,22 +70,31 @@ class LastingOrigin:
             self._instead_of(device, error).pread_into(target, offset_bytes)
 
     def _instead_of(self, fallen: BlockDevice, error: DeviceError) -> BlockDevice:
-        """What is open by now; or opened anew, if it is time (R1, R2)."""
+        """What is open by now; else DeviceError, and it is being opened again if it is time (R2)."""
         with self._turn:
             if self._device is not fallen:
                 return self._device
-            if self._clock_s() < self._not_before_s:
+            if self._opening is None and self._clock_s() >= self._not_before_s:
+                self._opening = threading.Thread(target=self._open_again, args=(fallen,), name="origin", daemon=True)
+                self._opening.start()
+            if not self._why:
                 raise error
-            try:
-                opened = open_origin(self._origin)
-            except ReplicatorError as reason:
-                self._not_before_s = self._clock_s() + AGAIN_S
-                raise DeviceError(
-                    f"read of {self.name}", error.offset_bytes, errno.ENOTCONN, reason.message
-                ) from reason
-            self._device = opened
-        fallen.close()
-        return opened
+            raise DeviceError(f"read of {self.name}", error.offset_bytes, errno.ENOTCONN, self._why) from error
+
+    def _open_again(self, fallen: BlockDevice) -> None:
+        try:
+            opened = open_origin(self._origin)
+        except (ReplicatorError, OSError) as reason:
+            with self._turn:
+                self._opening, self._why = None, str(reason)
+                self._not_before_s = max(self._not_before_s, self._clock_s() + AGAIN_S)
+            return
+        with self._turn:
+            is_closed = self._not_before_s == float("inf")
+            if not is_closed:
+                self._device, self._why = opened, ""
+            self._opening = None
+        (opened if is_closed else fallen).close()
 
     def pwrite(self, data: Buffer, offset_bytes: int) -> None:
         self._refuse("write", offset_bytes)

@@ -72,7 +72,7 @@ def _held(pid: int) -> int | None:
         return None
     try:
         return os.pidfd_open(pid)
-    except OSError:
+    except (OSError, AttributeError):  # a Python that was built without it
         return None
 
 

@@ -331,7 +331,7 @@ class LocalPool:
     def used_dev_id(self, dev_id: int) -> None:
         """`dev_id` was given; one that lies behind, chosen by an older look, doesn't lead back."""
         if (dev_id - self._next_dev_id) % DEV_ID_LIMIT < DEV_ID_LIMIT // 2:
-            self._next_dev_id = (dev_id + 1) % DEV_ID_LIMIT
+            self._next_dev_id = dev_id % (DEV_ID_LIMIT - 1) + 1  # never 0, which is nobody's
 
     # -- the one switch (from the committer) -------------------------------------------------------------------
 

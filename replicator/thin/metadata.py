@@ -162,12 +162,12 @@ class PoolMetadata:
         return sorted((on_disk | set(self._changed)) - self._deleted)
 
     def free_dev_id(self, start: int = 1) -> int:
-        """The lowest free id from `start` on, wrapping; ConflictError when all 2**24 are taken."""
+        """The lowest free id from `start` >= 1 on, wrapping to 1; ConflictError when all are taken."""
         taken = set(self.dev_ids())
-        for dev_id in chain(range(start, DEV_ID_LIMIT), range(start)):
+        for dev_id in chain(range(start, DEV_ID_LIMIT), range(1, start)):
             if dev_id not in taken:
                 return int(dev_id)
-        raise ConflictError("all 16,777,216 device ids are in use", mend="delete snapshots that nobody needs")
+        raise ConflictError("all 16,777,215 device ids are in use", mend="delete snapshots that nobody needs")
 
     def check_new(self, dev_id: int) -> None:
         """UsageError or ConflictError unless `dev_id` can be given to a new device."""

@@ -5,119 +5,34 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from io import StringIO
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 from uuid import UUID, uuid4
 
 import pytest
 from click.testing import CliRunner
 
 from agent.cli import agent as commands
-from agent.clock import SystemClock
 from agent.config import AgentConfig, GroupConfig
 from agent.cut import GroupPublisher
-from agent.daemon import Agent
 from agent.decide import FencedError, RefusedError
 from agent.job import SOCKET_NAME, ask_agent, publish_once, status_of
 from agent.status import text
 from agent.worker import CrashedError
 from replicator.cli.points import points
-from replicator.errors import ConflictError, NotFoundError, ReplicatorError, UnavailableError, UsageError
-from replicator.events.state import Life
-from replicator.exporter.journal import Journal
+from replicator.errors import ConflictError, NotFoundError, UnavailableError, UsageError
 from replicator.log.opening import open_log
 from replicator.pool.catalogue_schema import Role
 from replicator.pool.interface import Pool
 from replicator.pool.registrations import registrations
-from replicator.pool.volumes import create_volume, delete_volume
-from replicator.repository.remembered import LOG_SETTING, remember_log
+from replicator.pool.volumes import create_volume
+from replicator.repository.remembered import LOG_SETTING
 from replicator.units import MIB
+from tests.support.agent_daemons import Running, Unclosed, config_of, running, wait_until_up
 from tests.support.agent_world import VOLUME, Replica, SourceHost, context_of
 from tests.support.manual_clock import ManualClock
 
 OTHER = UUID("6f1c0000-0000-4000-8000-00000000beef")
-
-
-class Running:
-    """An agent in a thread, over the host's pool; `lines` is its journal."""
-
-    def __init__(self, host: SourceHost, config: AgentConfig) -> None:
-        self.clock, self.lines = SystemClock(), StringIO()
-        self.error: ReplicatorError | None = None
-        self.ended: list[object] = []
-        self.agent = Agent(
-            config,
-            connect_pool=lambda: cast("Pool", Unclosed(host)),
-            open_log=lambda create: open_log(config.log, create=create),
-            end_exporter=self.ended.append,
-            remember_log=lambda pool: remember_log(pool, Role.PUBLISHED, config.log),
-            clock=self.clock,
-            stop=self.clock.stop,
-            wake=self.clock.wake,
-            new_uuid=uuid4,
-            chance=lambda: 0.5,
-            host="alpha",
-            journal=Journal(self.lines, self.clock.now_ns),
-        )
-        self.ready = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def _run(self) -> None:
-        try:
-            self.agent.run()
-        except ReplicatorError as error:
-            self.error = error
-        finally:
-            self.ready.set()
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def join(self) -> None:
-        self._thread.join(60)
-        assert not self._thread.is_alive()
-
-
-class Unclosed:
-    """The host's pool, which outlives the agent as an exporter's does."""
-
-    def __init__(self, host: SourceHost) -> None:
-        self._host = host
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._host.pool, name)
-
-    def close(self) -> None:
-        """It is the host's."""
-
-
-@contextmanager
-def running(host: SourceHost, config: AgentConfig) -> Iterator[Running]:
-    """A running agent, asked for a cut, so that it is known to be up; stopped at the end."""
-    made = Running(host, config)
-    made.start()
-    try:
-        wait_until_up(host, made)
-        yield made
-    finally:
-        made.clock.stop()
-        made.join()
-
-
-def wait_until_up(host: SourceHost, made: Running) -> None:
-    while not made.ready.wait(0.02):
-        try:
-            if ask_agent(host.path, "status")["volumes"]:
-                return
-        except NotFoundError:
-            continue
-
-
-def config_of(host: SourceHost, tmp_path: Path, **more: object) -> AgentConfig:
-    return AgentConfig(host.path, str(tmp_path / "log"), interval_s=0.1, **more)  # type: ignore[arg-type]  # its own names
 
 
 def test_a_new_pool_with_no_place_for_its_log_is_refused(host: SourceHost, tmp_path: Path) -> None:
@@ -177,66 +92,6 @@ def test_volumes_that_come_later_are_published_too(host: SourceHost, tmp_path: P
     assert host.pool.view().position(other, Role.PUBLISHED) is not None
     made.clock.stop()
     made.join()
-
-
-def _states(made: Running) -> dict[str, tuple[str, str | None]]:
-    return {each["volume"]: (each["state"], each["group"]) for each in made.agent.status({})["volumes"]}
-
-
-def test_a_member_that_isnt_there_is_told_and_hinders_nobody(host: SourceHost, tmp_path: Path) -> None:
-    """At the start; and once it is made, it is cut with its group, at one instant."""
-    host.create("other", MIB, uuid=OTHER, dev_id=2)
-    config = config_of(host, tmp_path, groups=(GroupConfig("app", ("disk", "made-later")),))
-    with running(host, config) as made:
-        assert {each["volume"] for each in ask_agent(host.path, "snapshot")["points"]} == {"disk", "other"}
-        assert _states(made) == {
-            "disk": ("PROTECTED", "app"),
-            "other": ("PROTECTED", None),
-            "made-later": ("NOT PROTECTED", None),
-        }
-        (told,) = [each for each in made.agent.status({})["volumes"] if each["volume"] == "made-later"]
-        assert "group app" in told["headline"] and "volume create" in told["mend"] and told["severity"] == 2
-        assert "made-later: NOT PROTECTED" in text(made.agent.status({}))
-        later = host.create("made-later", MIB, uuid=UUID(int=77), dev_id=40)
-        assert _states(made)["made-later"] == ("NOT PROTECTED", None), "no worker has it yet"
-        made.agent.plan_workers(host.pool.view())
-        points = ask_agent(host.path, "snapshot", volumes=["disk"], labels=["both"])["points"]
-        assert sorted(each["volume"] for each in points) == ["disk", "made-later"]
-        assert _states(made)["made-later"] == ("PROTECTED", "app")
-    (commit,) = Replica.of(open_log(config.log), later).commits[-1:]
-    assert commit.group is not None and [uuid for uuid, _ in commit.group.members] == sorted([VOLUME, later])
-
-
-def test_a_member_made_again_under_its_name_joins_its_group(host: SourceHost, tmp_path: Path) -> None:
-    host.create("other", MIB, uuid=OTHER, dev_id=2)
-    config = config_of(host, tmp_path, groups=(GroupConfig("app", ("disk", "other")),))
-    with running(host, config) as made:
-        ask_agent(host.path, "snapshot")
-        delete_volume(host.pool, "other", while_published=True)
-        again = host.create("other", MIB, uuid=UUID(int=77), dev_id=40)
-        host.create("new", MIB, uuid=UUID(int=78), dev_id=41)
-        with suppress(NotFoundError):  # the cut that meets its absence
-            ask_agent(host.path, "snapshot", volumes=["disk"])
-        made.agent.plan_workers(host.pool.view())
-        named = {each["volume"] for each in ask_agent(host.path, "snapshot", labels=["all"])["points"]}
-        assert named == {"disk", "other", "new"}
-        assert set(_states(made).values()) == {("PROTECTED", "app"), ("PROTECTED", None)}
-    assert Replica.of(open_log(config.log), again).points
-    assert open_log(config.log).reader(OTHER, 1).tail().life is Life.DELETED
-
-
-def test_volumes_that_are_named_and_not_there_are_told(host: SourceHost, tmp_path: Path) -> None:
-    """Of `volumes`; what it leaves out is named, and no fault. Where none is there, the start is refused."""
-    host.create("other", MIB, uuid=OTHER, dev_id=2)
-    with running(host, config_of(host, tmp_path, volumes=("gone", "disk"))) as made:
-        assert [each["volume"] for each in ask_agent(host.path, "snapshot")["points"]] == ["disk"]
-        states = {name: state for name, (state, _) in _states(made).items()}
-        assert states == {"disk": "PROTECTED", "gone": "NOT PROTECTED"}
-        assert made.agent.status({})["left_out"] == ["other"]
-        assert "not published, as configured: other" in text(made.agent.status({}))
-    nothing = Running(host, config_of(host, tmp_path, volumes=("gone",)))
-    with pytest.raises(NotFoundError, match="gone"):
-        nothing.agent.run()
 
 
 def test_a_log_that_vanished_is_waited_for_and_not_taken_for_a_new_one(host: SourceHost, tmp_path: Path) -> None:

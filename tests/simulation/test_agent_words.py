@@ -24,7 +24,7 @@ from replicator.log.object_log import ObjectLog
 from replicator.log.opening import open_log
 from replicator.pool.interface import PoolStatus
 from replicator.units import MIB
-from tests.simulation.test_agent_daemon import Running, Unclosed, running
+from tests.support.agent_daemons import Running, Unclosed, running
 from tests.support.agent_world import VOLUME, SourceHost, context_of
 from tests.support.manual_clock import SECOND_NS, ManualClock
 from tests.support.memory_objects import MemoryStore

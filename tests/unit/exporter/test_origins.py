@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from replicator.blockdev.interface import BlockDevice
 from replicator.errors import DeviceError
 from replicator.exporter import origins
 from replicator.exporter.origins import LastingOrigin, Origins
 from replicator.nbd.export import Export
 from replicator.pool.catalogue_schema import Origin
-from replicator.pool.origins import identify_origin
+from replicator.pool.origins import identify_origin, open_origin
 from replicator.units import KIB
 from tests.support.manual_clock import ManualClock
 from tests.support.nbd_server import MemoryExports, serving_memory
@@ -40,6 +42,15 @@ def _identified(path: Path) -> Origin:
     return identify_origin(f"nbd+unix:///image?socket={path}")
 
 
+def _opened_again(device: BlockDevice) -> None:
+    """A read finds the server away, and the opening that it has begun comes to its end."""
+    assert isinstance(device, LastingOrigin)
+    with pytest.raises(DeviceError):
+        device.pread(4, 8)
+    if device._opening is not None:
+        device._opening.join()
+
+
 def test_an_origin_whose_server_comes_back_is_read_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(origins, "AGAIN_S", 0.0)
     shared, path = Origins(), tmp_path / "nbd"
@@ -47,9 +58,9 @@ def test_an_origin_whose_server_comes_back_is_read_on(tmp_path: Path, monkeypatc
         origin = _identified(path)
         device = shared.get(origin)
         assert device is not None and device is shared.get(origin) and device.pread(4, 8) == b"aaaa"
-    with pytest.raises(DeviceError):
-        device.pread(4, 8)
+    _opened_again(device)
     with _server(path, b"a"):
+        _opened_again(device)
         assert device.pread(4, 8) == b"aaaa" and shared.get(origin) is device
         shared.close()
         with pytest.raises(DeviceError):
@@ -62,9 +73,12 @@ def test_an_origin_that_came_back_as_another_is_read_no_more(tmp_path: Path, mon
     path = tmp_path / "nbd"
     with _server(path, b"a"):
         device = LastingOrigin(_identified(path))
-    with _server(path, b"b"), pytest.raises(DeviceError, match="other content"):
+    with _server(path, b"b"):
+        _opened_again(device)
+    with pytest.raises(DeviceError, match="other content"):
         device.pread(4, 8)
     with _server(path, b"a"):
+        _opened_again(device)
         assert device.pread(4, 8) == b"aaaa"
         device.close()
 
@@ -74,14 +88,41 @@ def test_a_server_that_is_away_is_not_asked_by_every_read(tmp_path: Path) -> Non
     clock, path = ManualClock(), tmp_path / "nbd"
     with _server(path, b"a"):
         device = LastingOrigin(_identified(path), clock.monotonic)
-    with pytest.raises(DeviceError):
-        device.pread(4, 8)
+    _opened_again(device)
     with _server(path, b"a"):
-        with pytest.raises(DeviceError):
-            device.pread(4, 8)
+        _opened_again(device)
+        _opened_again(device)
         clock.advance(origins.AGAIN_S)
+        _opened_again(device)
         assert device.pread(4, 8) == b"aaaa"
         device.close()
+
+
+def test_no_read_waits_for_a_server_that_doesnt_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """R2: it may stand in the gate, and all writers behind it; what is opened after the end is closed again."""
+    path, answers, go_on = tmp_path / "nbd", threading.Event(), threading.Event()
+    with _server(path, b"a"):
+        device = LastingOrigin(_identified(path))
+        real = open_origin
+
+        def slow(origin: Origin) -> BlockDevice:
+            answers.set()
+            assert go_on.wait(30)
+            return real(origin)
+
+        monkeypatch.setattr("replicator.exporter.origins.open_origin", slow)
+        device._device.close()
+        for _ in range(2):
+            with pytest.raises(DeviceError):
+                device.pread(4, 8)
+        assert answers.wait(30)
+        opening = device._opening
+        assert opening is not None
+        device.close()
+        go_on.set()
+        opening.join()
+        with pytest.raises(DeviceError):
+            device.pread(4, 8)
 
 
 def test_an_origin_is_never_written(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,18 @@ def test_a_process_that_outlives_its_socket_is_waited_for(tmp_path: Path) -> Non
             child.stdin.close()
             held.wait_gone(60)
             assert child.poll() == 0
+
+
+def test_where_python_knows_no_descriptors_of_processes_the_socket_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "pidfd_open")
+    argv = [sys.executable, "-c", LINGERS, str(tmp_path)]
+    with subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None and child.stdin is not None
+        assert child.stdout.readline() == b"ready\n"
+        assert stop_daemon(tmp_path, "agent", 60) == {}
+        child.stdin.close()
 
 
 def test_where_the_process_is_this_one_its_socket_counts(tmp_path: Path) -> None:

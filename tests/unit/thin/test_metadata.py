@@ -135,7 +135,7 @@ def test_deleting_gives_back_what_only_it_had(pool: PoolMetadata) -> None:
 
 def test_free_ids_are_looked_for_from_a_start(pool: PoolMetadata) -> None:
     pool.create_thin(DEV_ID_LIMIT - 1)
-    assert (pool.free_dev_id(), pool.free_dev_id(5), pool.free_dev_id(DEV_ID_LIMIT - 1)) == (2, 5, 0)
+    assert (pool.free_dev_id(), pool.free_dev_id(5), pool.free_dev_id(DEV_ID_LIMIT - 1)) == (2, 5, 2)
 
 
 def test_growing_data_over_a_partial_bitmap_and_metadata(pool: PoolMetadata) -> None:
