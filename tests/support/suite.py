@@ -33,7 +33,7 @@ class Folder:
 
 
 FOLDERS = (
-    Folder("unit", 120),
+    Folder("unit", 150),
     Folder("properties", 90),
     Folder("contracts", 120, WAITING),
     Folder("golden", 20),
