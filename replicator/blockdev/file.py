@@ -89,7 +89,7 @@ class FileDevice:
         try:
             os.ftruncate(fd, size_bytes)
             os.fsync(fd)
-            _sync_directory(path.parent)
+            sync_folder(path.parent)
         except OSError as error:
             raise DeviceError(f"creating {path}", 0, error.errno or errno.EIO, error.strerror or str(error)) from error
         finally:
@@ -347,7 +347,8 @@ def _discard_sectors(fd: int, offset_bytes: int, length_bytes: int) -> None:
             raise
 
 
-def _sync_directory(path: Path) -> None:
+def sync_folder(path: Path) -> None:
+    """Make the names in it durable; OSError as the kernel says it."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)

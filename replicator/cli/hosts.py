@@ -41,7 +41,7 @@ def _places(folder: str, name: str) -> Iterator[str]:
     for each in names:
         if each.endswith(".dist-info"):
             try:
-                with open(f"{folder}/{each}/entry_points.txt", encoding="utf-8") as file:  # noqa: PTH123 - the same
+                with open(f"{folder}/{each}/entry_points.txt", encoding="utf-8") as file:  # noqa: PTH123 - as above: pathlib's open is slower
                     yield from named_places(file.read(), name)
             except (OSError, UnicodeDecodeError):
                 continue

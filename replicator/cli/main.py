@@ -70,7 +70,7 @@ class Commands(click.Group):
 def _here() -> list[str]:
     """The commands whose modules this installation has."""
     folder = os.path.dirname(__file__)  # noqa: PTH120 - pathlib costs a tenth of the start-up time allowed
-    there = {name[:-3] for name in os.listdir(folder) if name.endswith(".py")}  # noqa: PTH208 - the same
+    there = {name[:-3] for name in os.listdir(folder) if name.endswith(".py")}  # noqa: PTH208 - as above: start-up time
     return [name for name, (module, _) in _COMMANDS.items() if module.rpartition(".")[2] in there]
 
 

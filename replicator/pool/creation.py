@@ -38,7 +38,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import UUID, uuid4
 
-from replicator.blockdev.file import FileDevice
+from replicator.blockdev.file import FileDevice, sync_folder
 from replicator.errors import ConflictError, DeviceError, FormatError, NotFoundError, UsageError
 from replicator.pool.catalogue import Catalogue
 from replicator.pool.catalogue_schema import PoolIdentity, Setting
@@ -143,7 +143,7 @@ def finish_creation(path: Path) -> None:
     """Remove the mark of a creation that died at its very end; for those who open the pool for writing."""
     with contextlib.suppress(FileNotFoundError):
         (path / MARK).unlink()
-        _sync(path)
+        sync_folder(path)
 
 
 @contextmanager
@@ -184,7 +184,7 @@ class _Creation:
         self._clear()
         os.pwrite(self._mark, " ".join([self.uuid.hex, *earlier])[:_MARK_BYTES].encode(), 0)
         os.fsync(self._mark)
-        _sync(path)
+        sync_folder(path)
 
     def data_device(self, plan: PoolPlan) -> FileDevice:
         """The data device, which holds nothing."""
@@ -251,7 +251,7 @@ class _Creation:
 def _make_directory(path: Path) -> bool:
     try:
         path.mkdir(mode=0o770)
-        _sync(path.parent)
+        sync_folder(path.parent)
     except FileExistsError:
         if not path.is_dir():
             raise ConflictError(f"{path} is there, and isn't a directory") from None
@@ -349,15 +349,7 @@ def _place(path: Path, target: Path | None) -> None:
             path.symlink_to(target.absolute())
     except OSError as error:
         raise _device_error(f"placing {path}", error) from error
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    sync_folder(path.parent)
 
 
 def _device_error(what: str, error: OSError) -> DeviceError:

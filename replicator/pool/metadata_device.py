@@ -37,14 +37,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from replicator.blockdev.file import FileDevice
+from replicator.blockdev.file import FileDevice, sync_folder
 from replicator.blockdev.interface import BlockDevice
 from replicator.errors import DamageError, DeviceError, FormatError, NotFoundError, ReplicatorError, UsageError
 from replicator.pdata.mirror import Copies, MirroredDevice, MirrorState, Side
 from replicator.pdata.mirror_copying import Progress
 from replicator.pool.locks import hold_files
 from replicator.pool.mirror_choice import Choice, Seen, choose
-from replicator.pool.mirror_state import STATE, load_state, remove_state, save_state, stamp_of, sync_folder
+from replicator.pool.mirror_state import STATE, load_state, remove_state, save_state, stamp_of
 from replicator.thin.dirty import boot_id, superblock_sum
 from replicator.thin.superblock import Superblock, read_superblock
 from replicator.units import METADATA_BLOCK_BYTES

@@ -29,6 +29,7 @@ from dataclasses import asdict
 from itertools import accumulate
 from pathlib import Path
 
+from replicator.blockdev.file import sync_folder
 from replicator.errors import DeviceError, FormatError
 from replicator.pdata.mirror import MirrorState, Side
 
@@ -88,15 +89,6 @@ def remove_state(path: Path) -> None:
         sync_folder(path)
     except OSError as error:
         raise _failed(path / STATE, error) from error
-
-
-def sync_folder(path: Path) -> None:
-    """Make the names in it durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _cut(why: str) -> str:

@@ -31,7 +31,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from replicator.blockdev.file import FileDevice
+from replicator.blockdev.file import FileDevice, sync_folder
 from replicator.blockdev.interface import BlockDevice
 from replicator.errors import ConflictError, DeviceError, NotFoundError, ReplicatorError, UsageError
 from replicator.pdata.mirror import MirroredDevice, MirrorState, Side
@@ -46,7 +46,7 @@ from replicator.pool.metadata_device import (
     open_metadata,
     settle_metadata,
 )
-from replicator.pool.mirror_state import load_state, save_state, sync_folder
+from replicator.pool.mirror_state import load_state, save_state
 from replicator.pool.opening import own_pool
 from replicator.thin.superblock import read_superblock
 from replicator.units import METADATA_BLOCK_BYTES, MIB, format_size

@@ -23,6 +23,7 @@ from typing import NoReturn
 import numpy as np
 import numpy.typing as npt
 
+from replicator.blockdev.file import sync_folder
 from replicator.errors import DeviceError, NoSpaceError, NotFoundError
 from replicator.units import MIB, PAGE_BYTES
 
@@ -143,7 +144,7 @@ class SparseFile:
             if self._path is not None and self._partial is not None:
                 self._partial.rename(self._path)
                 self._partial = None
-                _sync(self._path.parent)
+                sync_folder(self._path.parent)
         except OSError as error:
             self._fail(error)
 
@@ -162,11 +163,3 @@ class SparseFile:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise NoSpaceError(f"no room for {self._name}", mend="make room, or name another place") from error
         raise DeviceError(f"writing {self._name}", self._at, error.errno or errno.EIO, str(error.strerror)) from error
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -30,6 +30,7 @@ from pathlib import Path
 
 import msgspec
 
+from replicator.blockdev.file import sync_folder
 from replicator.errors import DeviceError
 from replicator.repository.point import DATA
 from replicator.repository.source import OpenedPoint
@@ -171,12 +172,3 @@ def drop_state(path: Path) -> None:
     with suppress(FileNotFoundError):
         path.unlink()
         sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make names in `folder` durable."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -29,8 +29,8 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from replicator._buffer import Buffer
+from replicator.blockdev.file import sync_folder
 from replicator.errors import ConflictError, DeviceError, NoSpaceError
-from replicator.repository.resume import sync_folder
 from replicator.units import MIB
 
 _BLKZEROOUT = 0x127F

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from replicator.pool.opening import OwnedPool, own_pool
 from replicator.thin.check import check
 from replicator.units import KIB, MIB
 from tests.support.crash_knowledge import differing
+from tests.support.file_limits import files_end_at
 
 BLOCK = 64 * KIB
 SIZE = 5 * BLOCK - 4096
@@ -215,17 +215,6 @@ def test_short_transfers_are_continued(tmp_path: Path, monkeypatch: pytest.Monke
     print(f"\n{calls.calls} calls, all of them short")
     verify(tmp_path / "pool", told)
     assert told.done and len(told.v) == 1
-
-
-@contextmanager
-def files_end_at(limit_bytes: int) -> Iterator[None]:
-    """No file may be written beyond this, SQLite's included."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("limit_kib", [0, 4, 24, 40, 64, 96, 160, 256, 400, 1024])

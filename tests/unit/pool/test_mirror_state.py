@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,25 +9,15 @@ import pytest
 from replicator.errors import DeviceError
 from replicator.pdata.mirror import MirrorState, Side
 from replicator.pool.mirror_state import STATE, load_state, save_state
+from tests.support.file_limits import files_end_at
 
 LARGEST_BYTES = 4096  # one page: what a disk gives or doesn't
-
-
-@contextmanager
-def files_up_to(limit_bytes: int) -> Iterator[None]:
-    """No file of this process becomes longer."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_state_that_is_written_in_part_is_an_error_and_the_old_one_stands(tmp_path: Path) -> None:
     old = MirrorState(Side.FIRST, 5, "gone", 3)
     save_state(tmp_path, old)
-    with files_up_to(200), pytest.raises(DeviceError, match=STATE):
+    with files_end_at(200), pytest.raises(DeviceError, match=STATE):
         save_state(tmp_path, MirrorState(Side.SECOND, 6, "x" * 500))
     assert load_state(tmp_path) == old
     save_state(tmp_path, MirrorState(Side.SECOND, 6, "x" * 500))
@@ -40,7 +27,7 @@ def test_a_state_that_is_written_in_part_is_an_error_and_the_old_one_stands(tmp_
 @pytest.mark.parametrize("character", ["\u00e4", "\U0001f4be", "\udcff", "\n", "x"], ids=ascii)
 def test_however_an_error_is_spelt_the_state_fits_into_a_page(tmp_path: Path, character: str) -> None:
     state = MirrorState(Side.SECOND, 2**63, character * 100_000, 2**63, dropping=True)
-    with files_up_to(LARGEST_BYTES):
+    with files_end_at(LARGEST_BYTES):
         save_state(tmp_path, state)
     found = load_state(tmp_path)
     assert found is not None and found.lost is Side.SECOND
