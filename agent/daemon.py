@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime, tzinfo
@@ -216,10 +216,10 @@ class Agent:
         self._note_absent(view)
         taken = {uuid for worker in self.workers for uuid in worker.plan.members}
         groups = {each.plan.name: each for each in self.workers if each.plan.name and each.over is None}
-        for plan in plans_of(self.config, view):
+        plans = plans_of(self.config, view)
+        self._note_apart(plans, taken, groups)
+        for plan in plans:
             fresh = [uuid for uuid in plan.members if uuid not in taken]
-            if plan.name in groups:
-                self._note_apart(plan, set(plan.members) & taken - set(groups[plan.name].plan.members))
             if fresh and plan.name in groups:
                 groups[plan.name].join(fresh)
             elif len(fresh) == len(plan.members):
@@ -230,21 +230,26 @@ class Agent:
                     self._threads[worker] = thread
                     thread.start()
 
-    def _note_apart(self, plan: Plan, apart: set[UUID]) -> None:
+    def _note_apart(self, plans: Sequence[Plan], taken: set[UUID], groups: Mapping[str, GroupWorker]) -> None:
         """Members of a group that have a worker of their own: they got the group's name when that was there."""
-        for uuid in sorted(apart, key=lambda each: each.int):
-            if str(uuid) not in self._apart:
+        now: dict[str, Failure] = {}
+        for plan in plans:
+            group = groups.get(plan.name)
+            for uuid in taken.intersection(plan.members) - set(group.plan.members) if group else ():
+                if str(uuid) not in self._apart:
+                    self._journal.warning("a volume isn't cut with its group", uuid=str(uuid), group=plan.name)
                 why = f"it is published by itself, and not at one instant with group {plan.name}"
-                self._apart[str(uuid)] = Failure(self.clock.now_ns(), why, "restart the agent")
-                self._journal.warning("a volume isn't cut with its group", uuid=str(uuid), group=plan.name)
+                now[str(uuid)] = self._apart.get(str(uuid)) or Failure(self.clock.now_ns(), why, "restart the agent")
+        self._apart = now  # replaced whole: the status is asked for from another thread
 
     def _note_absent(self, view: CatalogueView) -> None:
         """Since when a name of the configuration is no volume's: told once, and in the status until it is there."""
-        known, self._absent = self._absent, {}
+        now: dict[str, Absent] = {}
         for name, group in absent_names(self.config, view):
-            if name not in known:
+            if name not in self._absent:
                 self._journal.warning("a volume isn't there", volume=name, group=group)
-            self._absent[name] = known.get(name) or Absent(name, group, self.clock.now_ns())
+            now[name] = self._absent.get(name) or Absent(name, group, self.clock.now_ns())
+        self._absent = now  # likewise replaced whole
 
     def _worker(self, plan: Plan) -> GroupWorker:
         context = self._context(plan)

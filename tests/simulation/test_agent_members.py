@@ -79,6 +79,10 @@ def test_a_volume_that_gets_its_groups_name_later_is_told(host: SourceHost, tmp_
         ask_agent(host.path, "snapshot")
         (told,) = [each for each in made.agent.status({})["volumes"] if each["uuid"] == str(new)]
         assert "not at one instant with group app" in told["headline"] and told["mend"] == "restart the agent"
+        rename(host.pool, "later", "tmp")
+        made.agent.plan_workers(host.pool.view())
+        (told,) = [each for each in made.agent.status({})["volumes"] if each["uuid"] == str(new)]
+        assert told["state"] == "PROTECTED"
 
 
 def test_a_member_made_again_joins_a_group_whose_round_is_far_away(host: SourceHost, tmp_path: Path) -> None:
