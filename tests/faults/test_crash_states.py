@@ -36,7 +36,7 @@ def small_pools(monkeypatch: pytest.MonkeyPatch) -> None:
 def tally(tmp_path_factory: pytest.TempPathFactory) -> Tally:
     """One for all processes of a test run."""
     folder = tmp_path_factory.getbasetemp()
-    return Tally((folder if folder.name.startswith("pytest-") else folder.parent) / "crash-states")
+    return Tally((folder.parent if folder.name.startswith("popen-") else folder) / "crash-states")
 
 
 def report(name: str, played: int, explorer: Explorer, tally: Tally, judged: int) -> int:
