@@ -193,7 +193,9 @@ class Agent:
                 if isinstance(worker.over, CrashedError):
                     raise worker.over
         if self.workers and not self._threads and not self.clock.is_stopping:
-            raise self.workers[0].over or ReplicatorError("every volume was deleted from the pool")
+            self._sample(now)  # one may have come since: a volume that was deleted, and made again
+            if not self._threads:
+                raise self.workers[0].over or ReplicatorError("every volume was deleted from the pool")
         if all(thread.is_alive() and now - worker.beat_s <= STUCK_S for worker, thread in self._threads.items()):
             notify_systemd("WATCHDOG=1")
         if now - self._sampled_s >= SAMPLE_S:

@@ -26,6 +26,10 @@ def _states(made: Running) -> dict[str, tuple[str, str | None]]:
     return {each["volume"]: (each["state"], each["group"]) for each in made.agent.status({})["volumes"]}
 
 
+def _uuids(made: Running) -> set[tuple[str, str]]:
+    return {(each["uuid"], each["state"]) for each in made.agent.status({})["volumes"]}
+
+
 def test_a_member_that_isnt_there_is_told_and_hinders_nobody(host: SourceHost, tmp_path: Path) -> None:
     """At the start; and once it is made, it is cut with its group, at one instant."""
     host.create("other", MIB, uuid=OTHER, dev_id=2)
@@ -66,6 +70,20 @@ def test_a_member_made_again_under_its_name_joins_its_group(host: SourceHost, tm
         assert set(_states(made).values()) == {("PROTECTED", "app"), ("PROTECTED", None)}
     assert Replica.of(open_log(config.log), again).points
     assert open_log(config.log).reader(OTHER, 1).tail().life is Life.DELETED
+
+
+def test_the_only_volume_made_again_is_published_as_another(host: SourceHost, tmp_path: Path) -> None:
+    """Its worker ends before the agent looked for new volumes."""
+    host.create("other", MIB, uuid=OTHER, dev_id=2)
+    with running(host, config_of(host, tmp_path, volumes=("other",))) as made:
+        ask_agent(host.path, "snapshot")
+        rename(host.pool, "other", "old")
+        host.create("other", MIB, uuid=UUID(int=77), dev_id=40)
+        delete_volume(host.pool, "old", while_published=True)
+        while not made.ready.wait(0.02) and (str(UUID(int=77)), "PROTECTED") not in _uuids(made):
+            continue
+        assert made.error is None
+        assert [each["volume"] for each in ask_agent(host.path, "snapshot", volumes=["other"])["points"]] == ["other"]
 
 
 def test_a_volume_that_gets_its_groups_name_later_is_told(host: SourceHost, tmp_path: Path) -> None:
