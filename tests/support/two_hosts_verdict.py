@@ -62,7 +62,9 @@ def _tell_one_history(world: TwoHosts, source: SourceHost, volume: UUID) -> bool
         return position is None and opened in (None, ours)
     if position is not None and newest.digest == position.digest:
         return opened in (None, ours)
-    return newest.transaction == ours or _is_past_of(world, newest, position)
+    if newest.transaction == ours:
+        return opened is None  # else another future of this pool has begun one, before it was rolled back or copied
+    return _is_past_of(world, newest, position)
 
 
 def _is_past_of(world: TwoHosts, newest: Named, position: Position | None) -> bool:
