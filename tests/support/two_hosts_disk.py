@@ -5,7 +5,8 @@
 
 Invariants
   K1  What was read, written and imaged is what one array of bytes would give.
-  K2  A power cut leaves what was flushed; of each later write nothing, all, or its beginning up to a sector.
+  K2  A power cut leaves what was flushed; of each later write nothing, all, or its beginning up to a sector. Whole
+      sectors reach the disk, as they stood behind the write: a part of one is written into the kernel's cache only.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class Disk:
         self.name = name
         self.changes = 0
         self._content, self._reached = content.copy(), reached
-        self._pending: list[tuple[int, bytes, bytes]] = []  # since the last flush: where, what stood there, what came
+        self._pending: list[tuple[int, bytes, bytes]] = []  # since the last flush, whole sectors: where, before, behind
 
     @property
     def size_bytes(self) -> int:
@@ -99,10 +100,12 @@ class Disk:
 
     def pwrite(self, data: Buffer, offset_bytes: int) -> None:
         self._reached()
-        written = bytes(data)
-        before = self.pread(len(written), offset_bytes)
-        self._content.put(offset_bytes, written)
-        self._pending.append((offset_bytes, before, written))
+        self._check_range("write", len(data), offset_bytes)
+        begin = offset_bytes - offset_bytes % SECTOR_BYTES
+        end = min(self.size_bytes, -(-(offset_bytes + len(data)) // SECTOR_BYTES) * SECTOR_BYTES)
+        before = self.pread(end - begin, begin)
+        self._content.put(offset_bytes, bytes(data))
+        self._pending.append((begin, before, self.pread(end - begin, begin)))
         self.changes += 1
 
     def pwritev(self, parts: Sequence[Buffer], offset_bytes: int) -> None:
@@ -136,8 +139,7 @@ class Disk:
             fate = chance.random()
             kept = 0 if fate < 0.4 else len(data)
             if fate > 0.7:
-                sectors = chance.randrange(len(data) // SECTOR_BYTES + 1)
-                kept = min(len(data), max(0, sectors * SECTOR_BYTES - offset % SECTOR_BYTES))
+                kept = chance.randrange(len(data) // SECTOR_BYTES + 1) * SECTOR_BYTES
             image.put(offset, data[:kept])
         return image
 
