@@ -255,7 +255,7 @@ class VolumePublisher:
         """The UUID of the log's last transaction, where it has the number of the prepared one."""
         if prepared is None or tail.committed is None or tail.committed.number != prepared.number:
             return None
-        known = self._transmission.committed_as(prepared.number)
+        known = self._transmission.committed_as(tail.committed)
         if known is not None:
             return known
         began = last_began(self._context.log, tail)

@@ -31,7 +31,7 @@ from agent.rows import target_of
 from replicator.errors import DamageError, DeviceError, NotFoundError, ReplicatorError
 from replicator.events.bodies import Body, ChunkBody, GroupCut, TransactionBegan, TransactionCommitted
 from replicator.events.state import OpenTransaction
-from replicator.events.values import Consistency, DeltaKind, chunk_count_of
+from replicator.events.values import Consistency, DeltaKind, StateName, chunk_count_of
 from replicator.pool.catalogue_schema import Prepared, Role, Snapshot
 from replicator.pool.interface import Lease
 from replicator.pool.leasing import leased_rows
@@ -53,7 +53,7 @@ class Transmission:
     def __init__(self, context: Context, volume: UUID) -> None:
         self._context, self._volume = context, volume
         self._void: tuple[UUID, str] | None = None
-        self._committed: tuple[int, UUID] | None = None
+        self._committed: tuple[StateName, UUID] | None = None
 
     def void_reason(self, prepared: Prepared | None) -> str | None:
         """Why this transaction can't be sent, if it turned out so (T2)."""
@@ -65,9 +65,12 @@ class Transmission:
         if self._void is not None and self._void[0] == prepared.transaction_uuid:
             self._void = None
 
-    def committed_as(self, number: int) -> UUID | None:
-        """The UUID of the transaction that we committed as `number`, if it was the last one."""
-        return self._committed[1] if self._committed is not None and self._committed[0] == number else None
+    def committed_as(self, committed: StateName) -> UUID | None:
+        """The UUID of the transaction that `committed` is, if it is the last that we committed.
+
+        Not by its number: a log that lost its end gets a number again, and the answer to that commit may be lost.
+        """
+        return self._committed[1] if self._committed is not None and self._committed[0] == committed else None
 
     def send(self, end: Appender, prepared: Prepared, opened: OpenTransaction | None, group: GroupOf | None) -> None:
         """Append the transaction, or what is left of it behind `opened`, and its commit."""
@@ -165,7 +168,8 @@ class Transmission:
         consistency, members = Consistency[target.consistency.name], group(view, prepared) if group else None
         end.add(TransactionCommitted(prepared.number, opened.counts, consistency, target.labels, members))
         end.flush()
-        self._committed = (prepared.number, prepared.transaction_uuid)
+        assert end.state.committed is not None, "this commit"
+        self._committed = (end.state.committed, prepared.transaction_uuid)
 
 
 def _rows_of(view: CatalogueView, prepared: Prepared) -> list[Snapshot] | None:
