@@ -21,6 +21,7 @@ Invariants
   G6  A group's cut is of the members that are there, and its GroupCut names those: one that is deleted leaves, one that
       is made (again) joins between two cuts, when nothing of an earlier one is under way. So each point of the group
       still is one instant of all that it names; a point from before has the former members.
+  G7  A group of which one member is refused takes no other member's epoch: who can't publish the whole fences nobody.
 """
 
 from __future__ import annotations
@@ -69,22 +70,30 @@ class GroupPublisher:
         self._context, self._name, self._hooks = context, name, hooks or Hooks()
         self.members = {uuid: VolumePublisher(context, uuid) for uuid in sorted(members, key=lambda each: each.int)}
         self.refused: dict[UUID, RefusedError] = {}
+        self._settled: set[UUID] = set()  # who was, at the last time, all of the group
 
     def settle_down(self) -> dict[UUID, StreamState]:
         """Bring every member's open transaction into the log."""
         group: GroupOf | None = self._group if self._name else None
-        self.refused, tails = {}, {}
+        self.refused, tails = self._refused_ahead(), {}
+        if self.refused:
+            raise next(iter(self.refused.values()))
         for uuid, member in self.members.items():
             try:
                 tails[uuid] = member.settle_down(group)
                 self._context.agreed(self._context.pool(), uuid)
             except RefusedError as error:
-                self.refused = {uuid: error, **self._refused(uuid)}
+                self.refused, self._settled = {uuid: error, **self._refused(uuid)}, set()
                 raise
+        self._settled = set(self.members)
         return tails
 
-    def _refused(self, known: UUID) -> dict[UUID, RefusedError]:
-        """The other members that may not be published either, so that each hears what it is refused for itself."""
+    def _refused_ahead(self) -> dict[UUID, RefusedError]:
+        """G7: looked at before any of them takes an epoch, which they all have once they settled together."""
+        return {} if len(self.members) == 1 or self._settled == set(self.members) else self._refused()
+
+    def _refused(self, known: UUID | None = None) -> dict[UUID, RefusedError]:
+        """The (other) members that may not be published, so that each hears what it is refused for itself."""
         found = {}
         for uuid, member in self.members.items():
             with suppress(ReplicatorError):
@@ -207,6 +216,7 @@ class GroupPublisher:
         self.look_again()
         done = act(self._context)
         self.members = {uuid: VolumePublisher(self._context, uuid) for uuid in self.members}
+        self._settled = set()
         return done
 
     def join(self, members: Sequence[UUID]) -> None:

@@ -204,6 +204,24 @@ def test_a_stale_copy_appends_nothing_fences_nobody_and_is_mended(hosts: Hosts, 
     assert receiver.follow() == stale.host.content()
 
 
+def test_a_group_of_which_one_member_is_stale_fences_no_other_member(hosts: Hosts) -> None:
+    """The other one's stream, which nothing was published to since, is behind neither pool."""
+    alpha = hosts.alpha
+    alpha.host.create("other", SIZE, uuid=OTHER, dev_id=40)
+    alpha.worker.close()
+    group = GroupPublisher(alpha.context, (VOLUME, OTHER), name="app")
+    group.round()
+    stale = hosts.copy("beta")
+    alpha.host.write(0, b"newer" * 100)
+    group.round()
+    before = alpha.log.reader(OTHER, 1).tail()
+    for _ in range(2):
+        with pytest.raises(PoolOlderError):
+            GroupPublisher(stale.context, (VOLUME, OTHER), name="app").round()
+    assert stale.log.reader(OTHER, 1).tail() == before and OTHER < VOLUME
+    assert len(group.round().tails) == 2, "nobody fenced it"
+
+
 def test_a_stale_copy_goes_on_on_a_timeline_of_its_own(hosts: Hosts) -> None:
     alpha, stale = hosts.alpha, hosts.copy("beta")
     alpha.publish()
