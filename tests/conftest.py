@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +23,7 @@ from tests.support.far_logs import FarServers, running_far_servers
 from tests.support.golden import KernelPool
 
 GOLDEN = Path(__file__).parent / "golden"
+GOING_S = 10.0
 
 # No deadline for an example, since machines are busy; under CI the same examples each time.
 settings.register_profile("replicator", deadline=None, derandomize=os.environ.get("CI") == "true")
@@ -37,7 +40,9 @@ def _no_stray_outlives_the_session() -> Iterator[None]:
     """Daemons that have left the test's process are found by the session's mark in their environment."""
     mark = os.environ[leftovers.MARK] = uuid.uuid4().hex
     yield
-    found = leftovers.strays(mark)
+    until_s = time.monotonic() + GOING_S
+    while (found := leftovers.strays(mark)) and time.monotonic() < until_s:
+        threading.Event().wait(0.1)  # one that was just told to go
     leftovers.end(found)
     assert not found, "processes outlived their tests: " + "; ".join(map(str, found))
 

@@ -18,7 +18,7 @@ from tests.support.crash_runs import ALL_LETTERS, crash_words, judge
 from tests.support.crash_slices import SLICED, going_bases, held_opening, one_leaf_a_slice, sliced_base
 from tests.support.judges import require
 
-STATES = {"T": 60, "hT": 55, "TU": 75, "L": 110, "sTN": 150}  # at least so many, without the recoveries' own
+STATES = {"T": 60, "hT": 55, "TU": 75, "L": 80, "sTN": 150}  # at least so many, without the recoveries' own
 NESTED = {"T": 250}
 BESIDE = {"O": 300, "fsO": 330}  # chance orders L in two ways: 343 and 376 states from the pools of one, 431 and 459
 SOAK_STATES = 100

@@ -20,7 +20,7 @@ from tests.support.judges import require
 PARTS = 12
 CORE_PARTS = 4
 SOAK_PARTS = 288
-PART_STATES = 600
+PART_STATES = 400
 SOAK_PART_STATES = 3500
 SOAK_PART_GOAL = 3600  # with those that other parts have, too: 288 parts are a million states, half a minute each
 JUDGED = 24

@@ -69,7 +69,7 @@ def settled(child: Child, before: tuple[int, int]) -> tuple[int, int]:
     return held(child.pid)
 
 
-@pytest.mark.timeout(90)
+@pytest.mark.timeout(300)
 def test_a_seventeenth_client_is_served_right_and_nothing_is_left(tmp_path: Path) -> None:
     path = tmp_path / "s"
     setup = Setup((f"unix:{path}",), volumes={"vol": 32 << 20, "mine": 32 << 20})

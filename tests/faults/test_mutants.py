@@ -45,6 +45,6 @@ def test_the_mutant_is_killed(mutant: Mutant, tmp_path: Path) -> None:
 def test_without_a_mutant_the_same_tests_pass(group: int, tmp_path: Path) -> None:
     tests = sorted({mutant.killed_by for mutant in MUTANTS})[group::GROUPS]
     copy_tree(tmp_path)
-    outcome = run_tests(tmp_path, tests, LIMIT_S)
+    outcome = run_tests(tmp_path, tests, 2 * LIMIT_S)
     clean = (outcome.failed, outcome.errors, outcome.skipped) == (0, 0, 0)
     assert clean and outcome.ran >= len(tests), outcome.output[-3000:]

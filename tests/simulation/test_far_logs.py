@@ -70,7 +70,7 @@ def served(hosts: Hosts, point: str) -> bytes:
         child.wait()
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_the_main_job_over_a_log_elsewhere(hosts: Hosts, tmp_path: Path) -> None:
     image = tmp_path / "before.img"
     image.write_bytes(counter(0) + os.urandom(VOLUME_BYTES - len(counter(0))))

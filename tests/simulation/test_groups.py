@@ -84,7 +84,7 @@ def counter_at(hosts: Hosts, place: str, point: str) -> int:
     return int.from_bytes(target.read_bytes()[:8], "little")
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 def test_a_groups_points_are_one_instant_of_all_members(hosts: Hosts) -> None:
     start_group(hosts)
     with Counting(hosts.socket) as counting:

@@ -36,7 +36,7 @@ def written_image(tmp_path: Path) -> Path:
     return image
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_publisher_and_follower_are_killed_on_the_way(hosts: Hosts, tmp_path: Path) -> None:
     image = written_image(tmp_path)
     hosts.make_pools(image, "64MiB")
@@ -70,7 +70,7 @@ def test_publisher_and_follower_are_killed_on_the_way(hosts: Hosts, tmp_path: Pa
     hosts.stop()
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_of_two_agents_on_copies_of_one_pool_one_wins(hosts: Hosts, tmp_path: Path) -> None:
     """A copy that is older may not publish, and fences nobody; one that isn't takes over, and the first exits 4."""
     hosts.make_pools(written_image(tmp_path), "64MiB")
@@ -92,7 +92,7 @@ def test_of_two_agents_on_copies_of_one_pool_one_wins(hosts: Hosts, tmp_path: Pa
     assert labels_in_the_log(hosts) == {"first", "still-the-first"}
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_the_agent_notices_a_broker_from_an_older_copy(tmp_path: Path) -> None:
     """What was acknowledged is gone: the agent finds out before it publishes, and publishes again what is missing."""
     judges.require("kafka")
