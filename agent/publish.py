@@ -19,7 +19,6 @@ Invariants
       as committed in the log: never before.
   P2  A block that can't be read, or a lost target, ends the transaction by TransactionAborted; its number comes again.
   P3  Before an epoch is taken, tail and pool were compared and agree.
-  P4  A thin device is taken for a transaction's base or target only if its row says so: dev_ids are given again.
   P5  A tail that was read a while ago refuses nothing and rewinds nothing: another publisher, or a loss, may have
       changed log and pool meanwhile, and it is read again before.
 
@@ -31,7 +30,6 @@ What one transaction is made of is transmit's affair; deletion, labels and attes
 from __future__ import annotations
 
 from contextlib import closing, suppress
-from dataclasses import dataclass
 from uuid import UUID
 
 from agent.append import AnswerLostError, Appender, LogAwayError, UnsettledError, log_errors
@@ -57,6 +55,7 @@ from agent.decide import (
 from agent.farewell import Gone
 from agent.look_back import last_began
 from agent.rows import dropped, finished, rewound, switched
+from agent.standing import Devices, dev_ids_of, equal_to, parent_of
 from agent.transmit import GroupOf, Transmission
 from replicator.errors import FormatError, ReplicatorError
 from replicator.events.bodies import (
@@ -72,9 +71,7 @@ from replicator.events.bodies import (
 )
 from replicator.events.state import Life, StreamState
 from replicator.events.values import StateName
-from replicator.pool.catalogue_schema import Branch, Position, Prepared, Role, Volume
-from replicator.pool.interface import DeviceFacts
-from replicator.pool.view import CatalogueView
+from replicator.pool.catalogue_schema import Prepared, Role, Volume
 
 STEPS_MAX = 64
 """Outcomes in a row before Ready: a recovery takes about six; beyond it two publishers are at each other."""
@@ -220,7 +217,7 @@ class VolumePublisher:
             tail = self._tail(timeline)
         if position is not None and tail.life is Life.EMPTY:
             self._require_log(position.number)
-        there = _Devices.of(view, pool.facts(_dev_ids(prepared)), prepared, position) if prepared else _Devices()
+        there = Devices.of(view, pool.facts(dev_ids_of(prepared)), prepared, position) if prepared else Devices()
         published = position.number if position else 0
         return Facts(
             str(pool.path),
@@ -237,8 +234,8 @@ class VolumePublisher:
             taker=self._taker(tail),
             successor=self._successor,
             committed_transaction=self._transaction_of(tail, prepared),
-            equal_to_tail=_equal_to(view, self.volume, tail, published),
-            parent=_parent_of(view, self.volume, timeline),
+            equal_to_tail=equal_to(view, self.volume, tail, published),
+            parent=parent_of(view, self.volume, timeline),
             disputed=self._disputed,
         )
 
@@ -352,48 +349,3 @@ class VolumePublisher:
 
     def _row(self) -> Volume:
         return self._context.pool().view().volume(self.volume)
-
-
-@dataclass(frozen=True, slots=True)
-class _Devices:
-    """Whether a prepared transaction's snapshots are there (P4), and whether they are the same."""
-
-    base: bool = False
-    target: bool = False
-    unchanged: bool = False
-
-    @classmethod
-    def of(
-        cls, view: CatalogueView, there: dict[int, DeviceFacts], prepared: Prepared, position: Position | None
-    ) -> _Devices:
-        rows = {each.dev_id: each for each in view.snapshots_of(prepared.volume, hidden=True) if each.dev_id in there}
-        target = rows.get(prepared.target_dev_id)
-        if target is not None and target.timestamp_ns != prepared.timestamp_ns:
-            target = None
-        base = rows.get(prepared.base_dev_id) if prepared.base_dev_id is not None else None
-        if base is not None and (position is None or (base.number, base.digest) != (position.number, position.digest)):
-            base = None
-        if base is None or target is None:
-            return cls(base is not None, target is not None)
-        same = there[base.dev_id].root == there[target.dev_id].root
-        return cls(True, True, same and base.size_bytes == target.size_bytes and not target.labels)
-
-
-def _dev_ids(prepared: Prepared) -> list[int]:
-    return [each for each in (prepared.base_dev_id, prepared.target_dev_id) if each is not None]
-
-
-def _parent_of(view: CatalogueView, volume: UUID, timeline: int) -> StateName | None:
-    """What a rebase forked the timeline from."""
-    branch = view.rows.get(Branch, {}).get((volume, timeline))
-    return None if branch is None or not branch.forked_at else StateName(branch.parent, branch.forked_at, branch.digest)
-
-
-def _equal_to(view: CatalogueView, volume: UUID, tail: StreamState, published: int) -> int | None:
-    """A snapshot that equals the log's tail, where the log is behind the pool."""
-    committed = tail.committed
-    if committed is None or committed.number >= published:
-        return None
-    named = (committed.timeline, committed.number, committed.digest)
-    found = [each for each in view.snapshots_of(volume) if (each.timeline, each.number, each.digest) == named]
-    return found[0].dev_id if found else None
