@@ -19,6 +19,7 @@ Invariants
       as committed in the log: never before.
   P2  A block that can't be read, or a lost target, ends the transaction by TransactionAborted; its number comes again.
   P3  Before an epoch is taken, tail and pool were compared and agree.
+  P4  An epoch whose claim the log refused isn't ours, though it has the number that we claimed.
   P5  A tail that was read a while ago refuses nothing and rewinds nothing: another publisher, or a loss, may have
       changed log and pool meanwhile, and it is read again before.
 
@@ -327,9 +328,14 @@ class VolumePublisher:
         """P3; the tail is read again afterwards, before anything is built on it."""
         settings = (("level", str(self._context.level)),)
         epoch = max(epoch, 1 + self._beacon_epoch())
-        self._claimed = epoch
-        self._end.add(PublisherOpened(epoch, self._context.host, settings, self._context.clock.now_ns()))
-        self._end.flush()
+        before, self._claimed = self._claimed, epoch
+        try:
+            self._end.add(PublisherOpened(epoch, self._context.host, settings, self._context.clock.now_ns()))
+            self._end.flush()
+        except UnsettledError as error:
+            if not isinstance(error, AnswerLostError):
+                self._claimed = before  # P4: another event has its place
+            raise
         self._epoch, self._disputed = epoch, False
         self._end.settle()
 
