@@ -1,16 +1,17 @@
 """The committed transactions that lie over a base, as parts of the log in their order, checked against each other.
 
 Between history/plan (which stretches of which timelines) and overlay (which page is the newest). A part is named by
-its reader and first event; its index is read again when the overlay needs it, so a long history costs 32 bytes a part.
+its reader and first event; its index is read again when the overlay needs it, so a long history costs 44 bytes a part.
 
     table, PART rows: reader u32 (which stretch's), first u64, number u64, cut u64 (the volume ends there: nothing of
-    what lies beyond survives this transaction)
+    what lies beyond survives this transaction), low u64 and high u64 (its chunks lie in [low, high))
 
 Invariants
   L1  Only parts of committed transactions are in it: what was aborted, or is still open, is left out.
   L2  Each transaction stands on the one before it, by (timeline, number, digest): from the base to the target,
       whose digest is the one that the restore point has.
-  L3  Indexes kept in memory take at most KEPT_BYTES.
+  L3  Indexes kept in memory, those of an open transaction too, take at most KEPT_BYTES. Each is kept as the bytes that
+      it is in a log: a small one's arrays take thirty times that.
 
 Failures: HistoryConflictError (base or target of another history), PointUnreachableError (a transaction is missing),
 and those of the log's readers.
@@ -18,8 +19,11 @@ and those of the log's readers.
 
 from __future__ import annotations
 
+import struct
+from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 from uuid import UUID
 
 import numpy as np
@@ -38,11 +42,16 @@ from replicator.log.interface import Log
 from replicator.log.parts import IndexedReader, Part, indexed
 from replicator.units import MIB
 
-PART = np.dtype([("reader", "<u4"), ("first", "<u8"), ("number", "<u8"), ("cut", "<u8")])
+_COLUMNS = ("reader", "first", "number", "cut", "low", "high")
+PART = np.dtype([(name, "<u4" if name == "reader" else "<u8") for name in _COLUMNS])
 NO_CUT = CHUNK_LIMIT
 _MEND = "restore from the log alone, or take a point that is materialised in the pool"
 KEPT_BYTES = 64 * MIB
 """Indexes kept while the overlay is built: most restores touch fewer, and then no footer is read twice."""
+
+_COUNTS = struct.Struct("<4I")
+_ARRAYS: tuple[np.dtype[Any], ...] = (np.dtype("<u4"), FRAME_ROW, np.dtype("<u8"), CHUNK_ROW, RUN_ROW)
+_ENTRY_BYTES = 200  # what a dict's entry and an object take, beside their bytes
 
 
 class Layers:
@@ -51,7 +60,7 @@ class Layers:
     def __init__(self, readers: tuple[IndexedReader, ...], table: npt.NDArray[np.void]) -> None:
         self.table = table
         self._readers = readers
-        self._kept: dict[int, SegmentIndex] = {}
+        self._kept: dict[int, bytes] = {}
         self.row_count = 0
         self.stored_bytes = 0
         self.transaction_count = 0
@@ -62,7 +71,9 @@ class Layers:
     def index(self, ordinal: int) -> SegmentIndex:
         """The index of one part."""
         kept = self._kept.get(ordinal)
-        return kept if kept is not None else self._reader(ordinal).index_of(int(self.table["first"][ordinal]))
+        if kept is not None:
+            return _unpacked(kept)
+        return self._reader(ordinal).index_of(int(self.table["first"][ordinal]))
 
     def frame(self, ordinal: int, number: int, row: tuple[int, ...], decompressor: Decompressor) -> Buffer:
         """The pages of one frame."""
@@ -72,6 +83,11 @@ class Layers:
         """The transaction that a part belongs to."""
         return int(self.table["number"][ordinal])
 
+    def within(self, begin: int, end: int) -> list[int]:
+        """The parts that say something of chunks in [begin, end), oldest first: no index of another one is read."""
+        table = self.table
+        return np.flatnonzero((table["low"] < end) & (table["high"] > begin) | (table["cut"] < end)).tolist()
+
     def cut(self, ordinal: int) -> int:
         """The first chunk that doesn't survive the part's transaction, or NO_CUT."""
         return int(self.table["cut"][ordinal])
@@ -79,8 +95,8 @@ class Layers:
     def _reader(self, ordinal: int) -> IndexedReader:
         return self._readers[int(self.table["reader"][ordinal])]
 
-    def keep(self, indexes: Mapping[int, SegmentIndex]) -> None:
-        """Keep these parts' indexes (L3)."""
+    def keep(self, indexes: Mapping[int, bytes]) -> None:
+        """Keep these parts' indexes, packed (L3)."""
         self._kept.update(indexes)
 
 
@@ -104,27 +120,63 @@ def collect(log: Log, volume: UUID, plan: Plan, base_size_bytes: int, after_sequ
     return walk.finish()
 
 
+def packed(index: SegmentIndex) -> bytes:
+    """An index in one piece."""
+    return _COUNTS.pack(*index.counts) + b"".join(index.encode())
+
+
+def _unpacked(data: bytes) -> SegmentIndex:
+    events, frames, chunks, runs = _COUNTS.unpack_from(data)
+    arrays, at = [], _COUNTS.size
+    for kind, count in zip(_ARRAYS, (events, frames, chunks, chunks, runs), strict=True):
+        arrays.append(np.frombuffer(data, kind, count, at))
+        at += kind.itemsize * count
+    return SegmentIndex(*arrays)
+
+
+def span_of(index: SegmentIndex) -> tuple[int, int]:
+    """[low, high) in which all chunks of an index lie; ends before it begins, where there are none."""
+    low, high = CHUNK_LIMIT, 0
+    if len(index.chunks):
+        low, high = int(index.chunks[0]), int(index.chunks[-1]) + 1
+    if len(index.runs):
+        low, high = min(low, int(index.runs["begin"].min())), max(high, int(index.runs["end"].max()))
+    return min(low, CHUNK_LIMIT), min(high, CHUNK_LIMIT)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """A part of a transaction that isn't committed yet; `kept` is its index, if there is room for that (L3)."""
+
+    first: int
+    span: tuple[int, int]
+    row_count: int
+    stored_bytes: int
+    kept: bytes | None
+
+
 @dataclass(slots=True)
 class _Walk:
-    """What has been seen of the overlay's transactions so far."""
+    """What has been seen of the overlay's transactions so far; `rows` are those of the table, one behind the other."""
 
     plan: Plan
     size_bytes: int
     readers: list[IndexedReader] = field(default_factory=list)
-    rows: list[tuple[int, int, int, int]] = field(default_factory=list)
-    kept: dict[int, SegmentIndex] = field(default_factory=dict)
+    rows: array[int] = field(default_factory=lambda: array("Q"))
+    kept: dict[int, bytes] = field(default_factory=dict)
     kept_bytes: int = 0
     row_count: int = 0
     stored_bytes: int = 0
     transaction_count: int = 0
     last: Revision | None = None
-    _pending: list[Part] = field(default_factory=list)
+    _pending: list[_Pending] = field(default_factory=list)
+    _pending_bytes: int = 0
     _began: TransactionBegan | None = None
 
     def take(self, reader: IndexedReader, stretch: Stretch, sequence: int) -> None:
         """The parts of one stretch, whose first event isn't before `sequence`."""
         self.readers.append(reader)
-        self._pending, self._began = [], None
+        self._begin(None)
         for part in reader.parts(sequence):
             if self._take_part(part, stretch):
                 return
@@ -133,20 +185,24 @@ class _Walk:
     def _next(self, stretch: Stretch) -> int:
         return max(stretch.begin, self.last.number + 1 if self.last is not None else stretch.begin)
 
+    def _begin(self, began: TransactionBegan | None) -> None:
+        """Nothing is pending, of this transaction or of none."""
+        self._pending, self._pending_bytes, self._began = [], 0, began
+
     def _take_part(self, part: Part, stretch: Stretch) -> bool:
         """Whether the part ends the stretch."""
         for event in part.facts:
             body = event.body
             if isinstance(body, TransactionBegan):
-                self._began, self._pending = body if stretch.begin <= body.number < stretch.end else None, []
+                self._begin(body if stretch.begin <= body.number < stretch.end else None)
                 if self._began is not None:
                     self._check_base(event, body)
         if self._began is not None:
-            self._pending.append(part)
+            self._append(part)
         for event in part.facts:
             body = event.body
             if isinstance(body, TransactionAborted | TimelineEnded):
-                self._pending, self._began = [], None
+                self._begin(None)
             elif isinstance(body, TransactionCommitted) and self._began is not None:
                 self._commit(event, body)
                 if body.number == stretch.end - 1:
@@ -175,18 +231,27 @@ class _Walk:
         for i, part in enumerate(self._pending):
             self._keep(part, body.number, cut if i == 0 else NO_CUT)
         self.transaction_count += 1
-        self._pending, self._began = [], None
+        self._begin(None)
 
-    def _keep(self, part: Part, number: int, cut: int) -> None:
+    def _append(self, part: Part) -> None:
+        """A part of a transaction that may still be aborted."""
+        index = packed(part.index)
+        size = _ENTRY_BYTES + len(index)
+        fits = self.kept_bytes + self._pending_bytes + size <= KEPT_BYTES
+        if fits:
+            self._pending_bytes += size
         rows = len(part.index.chunks) + len(part.index.runs)
-        if not rows and cut == NO_CUT:
+        kept = index if fits else None
+        self._pending.append(_Pending(part.first, span_of(part.index), rows, part.stored_bytes, kept))
+
+    def _keep(self, part: _Pending, number: int, cut: int) -> None:
+        if not part.row_count and cut == NO_CUT:
             return
-        size = index_bytes(part.index)
-        if self.kept_bytes + size <= KEPT_BYTES:
-            self.kept[len(self.rows)] = part.index
-            self.kept_bytes += size
-        self.rows.append((len(self.readers) - 1, part.first, number, cut))
-        self.row_count += rows
+        if part.kept is not None:
+            self.kept[len(self.rows) // len(_COLUMNS)] = part.kept
+            self.kept_bytes += _ENTRY_BYTES + len(part.kept)
+        self.rows.extend((len(self.readers) - 1, part.first, number, cut, *part.span))
+        self.row_count += part.row_count
         self.stored_bytes += part.stored_bytes
 
     def finish(self) -> Layers:
@@ -198,14 +263,15 @@ class _Walk:
             )
         if self.last is not None and (self.last.timeline, self.last.number) != (target.timeline, target.number):
             raise DamageError(f"the log leads to {self.last}, not to {target}")
-        layers = Layers(tuple(self.readers), np.array(self.rows, dtype=PART))
+        layers = Layers(tuple(self.readers), self._table())
         layers.keep(self.kept)
         layers.row_count, layers.stored_bytes = self.row_count, self.stored_bytes
         layers.transaction_count = self.transaction_count
         return layers
 
-
-def index_bytes(index: SegmentIndex) -> int:
-    """What an index takes in memory."""
-    events, frames, chunks, runs = index.counts
-    return 4 * events + FRAME_ROW.itemsize * frames + (8 + CHUNK_ROW.itemsize) * chunks + RUN_ROW.itemsize * runs
+    def _table(self) -> npt.NDArray[np.void]:
+        columns = np.asarray(self.rows).reshape(-1, len(_COLUMNS))
+        table = np.empty(len(columns), dtype=PART)
+        for i, name in enumerate(_COLUMNS):
+            table[name] = columns[:, i]
+        return table

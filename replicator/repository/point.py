@@ -21,10 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Protocol
-
-import numpy as np
 
 from replicator._buffer import Buffer
 from replicator.blockdev.interface import BlockDevice
@@ -34,7 +31,7 @@ from replicator.events.pages import ALL_PAGES
 from replicator.events.values import chunk_count_of
 from replicator.repository.frames import FrameCache
 from replicator.repository.layers import Layers, no_layers
-from replicator.repository.overlay import HOLE, UNTOUCHED, WRITTEN, ZERO, Overlay, Window
+from replicator.repository.overlay import HOLE, UNTOUCHED, WRITTEN, ZERO, Overlay, Window, alike
 from replicator.units import CHUNK_BYTES, PAGE_BYTES
 
 DATA, NOTHING, ZEROS = 0, 3, 2
@@ -152,7 +149,7 @@ class PointDisk:
     def _read_window(self, window: Window, view: memoryview, offset_bytes: int) -> None:
         end = offset_bytes + len(view)
         first, last = offset_bytes // CHUNK_BYTES, chunk_count_of(end)
-        for begin_chunk, end_chunk, state in _alike(window.states(first, last), first):
+        for begin_chunk, end_chunk, state in alike(window.states(first, last), first):
             begin = max(begin_chunk * CHUNK_BYTES, offset_bytes)
             part = view[begin - offset_bytes : min(end_chunk * CHUNK_BYTES, end) - offset_bytes]
             if state == UNTOUCHED:
@@ -206,13 +203,9 @@ class PointDisk:
 
     def touched(self) -> Iterator[tuple[int, int]]:
         """[begin, end) in bytes of what the overlay says something of, ascending; all else is the base's."""
-        at, count = 0, chunk_count_of(self.size_bytes)
-        while at < count:
-            window = self.overlay.window_of(at)
-            for begin, end, state in _alike(window.states(at, window.end), at):
-                if state != UNTOUCHED:
-                    yield begin * CHUNK_BYTES, min(end * CHUNK_BYTES, self.size_bytes)
-            at = window.end
+        for begin, end, state in self.overlay.alike(0, chunk_count_of(self.size_bytes)):
+            if state != UNTOUCHED:
+                yield begin * CHUNK_BYTES, min(end * CHUNK_BYTES, self.size_bytes)
 
     # -- where there is what -----------------------------------------------------------------------------------
 
@@ -230,17 +223,14 @@ class PointDisk:
             yield held
 
     def _pieces(self, at: int, end: int) -> Iterator[tuple[int, int, int]]:
-        while at < end:
-            window = self.overlay.window_of(at // CHUNK_BYTES)
-            last = min(end, window.end * CHUNK_BYTES)
-            first_chunk = at // CHUNK_BYTES
-            for begin_chunk, end_chunk, state in _alike(window.states(first_chunk, chunk_count_of(last)), first_chunk):
-                begin, stop = max(begin_chunk * CHUNK_BYTES, at), min(end_chunk * CHUNK_BYTES, last)
-                if state == UNTOUCHED:
-                    yield from self._base_pieces(begin, stop)
-                else:
-                    yield begin, stop - begin, _STATE_OF[state]
-            at = last
+        if at >= end:
+            return
+        for begin_chunk, end_chunk, state in self.overlay.alike(at // CHUNK_BYTES, chunk_count_of(end)):
+            begin, stop = max(begin_chunk * CHUNK_BYTES, at), min(end_chunk * CHUNK_BYTES, end)
+            if state == UNTOUCHED:
+                yield from self._base_pieces(begin, stop)
+            else:
+                yield begin, stop - begin, _STATE_OF[state]
 
     def _base_pieces(self, begin: int, end: int) -> Iterator[tuple[int, int, int]]:
         inside = max(begin, min(end, self._beneath.disk.size_bytes))
@@ -255,13 +245,6 @@ class PointDisk:
                     yield at + seen, length - seen, NOTHING
         if inside < end:
             yield inside, end - inside, NOTHING
-
-
-def _alike(states: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], first: int) -> Iterator[tuple[int, int, int]]:
-    """(begin, end, state) of neighbouring chunks of one state; the first chunk's number is `first`."""
-    edges = [0, *(np.flatnonzero(states[1:] != states[:-1]) + 1).tolist(), len(states)]
-    for begin, end in pairwise(edges):
-        yield first + begin, first + end, int(states[begin])
 
 
 def _lay(chunk: memoryview, pages: memoryview, page: int, mask: int, wins: int) -> None:

@@ -14,6 +14,7 @@ from replicator.history.plan import Inventory, PointUnreachableError, plan
 from replicator.log.interface import Log, StreamReader
 from replicator.log.object_log import ObjectLog
 from replicator.log.parts import EventParts, IndexedReader, indexed
+from replicator.repository import overlay
 from replicator.repository.logged import read_history
 from replicator.repository.offer import reachable
 from replicator.repository.point import DATA, NOTHING, ZEROS, PointDisk
@@ -162,7 +163,8 @@ def test_points_listed_are_those_that_can_be_had(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_small_windows_stay_bounded(seed: int) -> None:
+def test_small_windows_stay_bounded(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overlay, "WINDOWS_BYTES", 0)
     history = history_of(seed, forks=False)
     with Source("log", log=history.log) as source:
         opened = source.open_point("disk-1@latest", now_ns=NOW_NS, window_chunks=1)
