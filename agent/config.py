@@ -86,7 +86,7 @@ class AgentConfig:
     adopt: bool = False
 
     def __post_init__(self) -> None:
-        for schedule in (self.schedule, *(group.schedule(self.schedule) for group in self.groups)):
+        for schedule in self.schedules:
             assert schedule.late_s > 0, "each was made, and so checked"
         if self.attest_s is not None and self.attest_s < ATTEST_S_MIN:
             raise UsageError(f"attesting every {self.attest_s:g} s is too often", mend="take 1m or more; 7d is usual")
@@ -105,6 +105,11 @@ class AgentConfig:
     def schedule(self) -> Schedule:
         """When volumes are cut that are in no group; UsageError for one that can't be."""
         return _schedule(self.interval_s, self.cron) or Every(default_interval_s(self.log))
+
+    @property
+    def schedules(self) -> tuple[Schedule, ...]:
+        """That of the volumes in no group, and each group's."""
+        return (self.schedule, *(group.schedule(self.schedule) for group in self.groups))
 
     def effective(self) -> dict[str, Any]:
         """What it comes to, as plain objects: `config show --effective`."""

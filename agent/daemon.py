@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from datetime import UTC, datetime, tzinfo
+from datetime import UTC, tzinfo
 from typing import Any
 from uuid import UUID
 
@@ -291,7 +291,7 @@ class Agent:
             reason, mend = f"log unreachable: {away.message}", away.mend or "mount it, or name the one that there is"
             exporter = self._gatherer.exporter_of(pool)
             facts = self._gatherer.unpublished(pool.view(), now_ns, reason, mend, os.getpid(), exporter)
-        return document(facts, now_ns, datetime.now().astimezone().tzinfo or UTC)
+        return document(facts, now_ns, self._zone)
 
     def snapshot(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """A cut now, in the log when this returns; {"points": [...], "failed": [...]} (agent/published)."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -29,6 +28,7 @@ from agent.publish import VolumePublisher
 from agent.published import Published, failed_of
 from agent.ratelimit import TokenBucket
 from agent.remembering import Remembering
+from replicator.cli.show import local_zone
 from replicator.errors import ConflictError, NotFoundError, UnavailableError, UsageError
 from replicator.exporter.signals import stopped_by_signals
 from replicator.history.names import check_label
@@ -96,7 +96,7 @@ def status_of(pool: Path) -> dict[str, Any]:
     log = view.setting(LOG_SETTING) or None
     said = last_words(view, log)
     facts = Gatherer(str(pool), log or "").unpublished(view, now, f"no agent runs for {pool}", mend, said=said)
-    found = document(facts, now, datetime.now().astimezone().tzinfo or UTC)
+    found = document(facts, now, local_zone())
     return {**found, "pid": None, "log": log, "mend": mend}
 
 

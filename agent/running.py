@@ -15,7 +15,9 @@ from agent.clock import SystemClock
 from agent.config import AgentConfig
 from agent.context import host_name
 from agent.daemon import Agent
+from agent.schedule import Cron
 from replicator.cli.show import local_zone
+from replicator.cli.zones import require_known
 from replicator.exporter.address import check_tls, parse_address
 from replicator.exporter.journal import Journal
 from replicator.exporter.signals import stopped_by_signals
@@ -37,6 +39,9 @@ def run_agent(config: AgentConfig) -> None:
     check_tls(config.tls)  # before a process is started that would refuse it, as the addresses
     for each in config.listen:
         parse_address(each)
+    zone = local_zone()
+    if any(isinstance(each, Cron) for each in config.schedules):
+        require_known(zone)
     config = replace(config, pool=config.pool.absolute(), log=log_url(config.log))
     clock = SystemClock()
     journal = Journal(sys.stderr, clock.now_ns)
@@ -58,7 +63,7 @@ def run_agent(config: AgentConfig) -> None:
         chance=chance.random,
         host=host_name(),
         journal=journal,
-        zone=local_zone(),
+        zone=zone,
     )
     with stopped_by_signals(clock.stop):
         agent.run()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from replicator.cli.places import POOL
-from replicator.cli.show import SIZE, json_option, print_json, status_code
+from replicator.cli.show import SIZE, json_option, local_zone, print_json, status_code
 
 if TYPE_CHECKING:
     from receiver.config import ReceiverConfig
@@ -21,6 +21,7 @@ STOP_S = 300.0
 """How long `receiver stop` waits: an event under way, and its pool's last commit."""
 
 _POOL = click.argument("pool", type=POOL)
+_WORDS = {True: "equal", False: "DIFFERS", None: "NOT COMPARABLE IN FULL"}
 
 
 def commands() -> list[click.Command]:
@@ -106,7 +107,7 @@ def status(pool: Path, as_json: bool) -> int:
     replicator receiver status /srv/replica
     replicator receiver status /srv/replica --json
     """
-    from receiver.running import ask_receiver, local_zone
+    from receiver.running import ask_receiver
     from receiver.status import lines_of
 
     found = ask_receiver(pool, "status")
@@ -145,7 +146,8 @@ def stop(pool: Path, as_json: bool) -> None:
 def verify(pool: Path, log: str, points: tuple[str, ...], as_json: bool) -> None:
     """Read restore points again, and compare every chunk with the log.
 
-    Without VOLUME@POINT the newest snapshot of each replica. Exit 3 where a chunk differs.
+    Without VOLUME@POINT the newest snapshot of each replica. Exit 3 where a chunk differs; exit 1 where none does, but
+    the log was trimmed, and says nothing of some: such a point isn't called equal, nor remembered as verified.
 
     \b
     replicator receiver verify /srv/replica --log /mnt/log
@@ -158,7 +160,7 @@ def verify(pool: Path, log: str, points: tuple[str, ...], as_json: bool) -> None
     if as_json:
         print_json(found)
     for each in () if as_json else found["points"]:
-        word = "equal" if each["equal"] else "DIFFERS"
+        word = _WORDS[each["equal"]]
         unknown = f", {each['chunks_unknown']} unknown (trimmed)" if each["chunks_unknown"] else ""
         click.echo(f"{each['volume']}@{each['number']}: {word}, {each['chunks_compared']} chunks compared{unknown}")
     if not as_json and not found["points"]:

@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
-from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,10 @@ import click
 
 from receiver.config import ReceiverConfig
 from receiver.daemon import SOCKET_NAME, Receiver, Surroundings
-from receiver.errors import VerifyError
+from receiver.errors import UnknownChunksError, VerifyError
 from receiver.registering import forget_receiver
 from receiver.verification import document, remember, verify_points, wanted_points
+from replicator.cli.show import local_zone
 from replicator.errors import ConflictError, NotFoundError, UnavailableError
 from replicator.exporter.journal import Journal
 from replicator.exporter.signals import stopped_by_signals
@@ -44,13 +44,6 @@ from replicator.repository.patience import StopWaiter
 from replicator.repository.remembered import remembered_log
 
 OURS = "receiver"
-
-
-def local_zone() -> tzinfo:
-    """This machine's."""
-    zone = datetime.now().astimezone().tzinfo
-    assert zone is not None
-    return zone
 
 
 def run_receiver(config: ReceiverConfig) -> None:
@@ -146,7 +139,7 @@ def stop_receiver(pool: Path, wait_s: float) -> dict[str, Any]:
 
 
 def verify(path: Path, log_text: str, named: Sequence[str], tell: Callable[[str], None]) -> dict[str, object]:
-    """Verify these points; what they came to. VerifyError is raised by `require_equal`."""
+    """Verify these points; what they came to. What isn't equal is raised by `require_equal`."""
     zone = local_zone()
     with closing(open_log(log_text)) as log, read_pool(path, role="verify") as reader:
         points = wanted_points(reader.view(), named, time.time_ns(), zone)
@@ -159,11 +152,17 @@ def verify(path: Path, log_text: str, named: Sequence[str], tell: Callable[[str]
 
 
 def require_equal(found: dict[str, Any]) -> None:
-    """VerifyError for the first point that differs."""
+    """VerifyError for the first point that differs; UnknownChunksError for the first that wasn't compared in full."""
     for each in found["points"]:
-        if not each["equal"]:
-            point = f"{each['volume']}@{each['number']}"
-            raise VerifyError(point, each["differing"], each["chunks_differing"])
+        if each["equal"] is False:
+            raise VerifyError(_point(each), each["differing"], each["chunks_differing"])
+    for each in found["points"]:
+        if each["equal"] is None:
+            raise UnknownChunksError(_point(each), each["chunks_compared"], each["chunks_unknown"])
+
+
+def _point(verified: dict[str, Any]) -> str:
+    return f"{verified['volume']}@{verified['number']}"
 
 
 def tell_progress(line: str) -> None:

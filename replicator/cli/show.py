@@ -10,13 +10,12 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, tzinfo
-from pathlib import Path
+from datetime import tzinfo
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import click
 
+from replicator.cli.zones import zone_of
 from replicator.errors import ReplicatorError, UsageError
 from replicator.units import format_size, parse_duration, parse_size
 
@@ -134,22 +133,16 @@ def progress(what: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    columns = (TextColumn(what), BarColumn(), DownloadColumn(True), TransferSpeedColumn(), TimeRemainingColumn())
+    described = TextColumn("{task.description}", markup=False)  # as it is: names and labels may hold {} and []
+    columns = (described, BarColumn(), DownloadColumn(True), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=total_bytes)
         yield lambda done: bar.update(task, completed=done)
 
 
 def local_zone() -> tzinfo:
-    """The zone that local times are meant in: TZ, else /etc/localtime, with its changes of clock; else UTC."""
-    name = os.environ.get("TZ", "").lstrip(":")
-    try:
-        if name:
-            return ZoneInfo(name)
-        with Path("/etc/localtime").open("rb") as file:
-            return ZoneInfo.from_file(file)
-    except (OSError, ValueError):
-        return UTC
+    """The zone that this process's local times are meant in, with its changes of clock (cli/zones)."""
+    return zone_of(os.environ.get("TZ"))
 
 
 def size_text(size_bytes: int) -> str:
