@@ -12,9 +12,9 @@ import click
 
 from replicator.cli.places import POOL
 from replicator.cli.point_documents import complete_document, notes_document, point_document
-from replicator.cli.point_notes import from_pool_option, raise_worst, tell_unkept, warn
+from replicator.cli.point_notes import accept_gap_option, from_pool_option, raise_worst, tell_short, warn
 from replicator.cli.show import DURATION, json_option, local_zone, print_facts, print_json, print_table, size_text
-from replicator.errors import ConflictError, NotFoundError, UnavailableError, UsageError
+from replicator.errors import ConflictError, DamageError, NotFoundError, UnavailableError, UsageError
 
 if TYPE_CHECKING:
     from datetime import tzinfo
@@ -75,8 +75,7 @@ def list_points(
             _print_points(opened, offers, since_ns)
         else:
             _print_offers(opened, offers, since_ns, everything, zone)
-    if not as_json:
-        tell_unkept(offers, zone)
+    tell_short(offers, zone)
     raise_worst(offers, zone)
 
 
@@ -116,8 +115,6 @@ def _print_offers(source: Source, offers: list[Offer], since_ns: int, everything
     print_table([header[i] for i in shown_columns], [[row[i] for i in shown_columns] for row in rows])
     for line in said:
         click.echo(line)
-    for problem in dict.fromkeys(offer.problem.message for offer in offers if offer.problem is not None):
-        click.echo(f"only snapshots are listed: {problem}", err=True)
 
 
 def _cells(source: Source, offer: Offer, point: RestorePoint, zone: tzinfo) -> tuple[str, ...]:
@@ -126,10 +123,10 @@ def _cells(source: Source, offer: Offer, point: RestorePoint, zone: tzinfo) -> t
     group = source.group_of(offer, point)
     return (
         offer.volume.name,
-        f"{point.timeline}:{point.number}" if point.timeline > 1 else str(point.number),
+        point.place,
         format_instant(point.timestamp_ns, zone),
         point.consistency.value,
-        "snapshot" if point.materialised else "log",
+        "snapshot" if point.materialised else "volume" if offer.is_head(point) else "log",
         ", ".join(point.labels),
         "" if group is None else group.describe(),
         offer.history_of(point) or "",
@@ -139,9 +136,7 @@ def _cells(source: Source, offer: Offer, point: RestorePoint, zone: tzinfo) -> t
 @points.command("show")
 @click.argument("source", metavar="POOL|LOG")
 @click.argument("point", metavar="VOLUME@POINT")
-@click.option(
-    "--accept-gap", is_flag=True, help="Take the newest point for a time beyond what is known to be complete."
-)
+@accept_gap_option
 @from_pool_option
 @json_option
 def show_point(source: str, point: str, accept_gap: bool, from_pool: bool, as_json: bool) -> None:
@@ -184,13 +179,19 @@ def show_point(source: str, point: str, accept_gap: bool, from_pool: bool, as_js
             "consistency": each.consistency.value,
             "labels": ", ".join(each.labels) or "none",
             "digest": each.digest.hex(),
-            "had from": "a snapshot"
-            if each.materialised
-            else f"@{document['base']} and {document['transactions']}"
-            f" transactions of the log ({size_text(int(document['log_bytes']))})",
+            "had from": _had_from(offer, each, document),
             **told,
         }
     )
+
+
+def _had_from(offer: Offer, point: RestorePoint, document: dict[str, Any]) -> str:
+    if point.materialised:
+        return "a snapshot"
+    if offer.is_head(point):
+        return "the volume itself"
+    log = f"{document['transactions']} transactions of the log ({size_text(int(document['log_bytes']))})"
+    return f"@{document['base']} and {log}"
 
 
 @points.command("create")
@@ -310,6 +311,7 @@ def label_point(pool: Path, point: str, label: str, as_json: bool) -> None:
 
     from replicator.history.names import check_label
     from replicator.history.points import parse_specification
+    from replicator.history.resolve import BeyondCompleteError, StampedAheadError
     from replicator.pool.catalogue_schema import Role
     from replicator.pool.opening import open_pool
     from replicator.repository import labelling
@@ -320,7 +322,11 @@ def label_point(pool: Path, point: str, label: str, as_json: bool) -> None:
     with open_source(str(pool)) as source:
         if source.pool is None:
             raise UsageError(f"{pool} is a log, and only appended to", mend="name a replica's pool")
-        offer, found = source.find(parse_specification(point, zone), now_ns=time.time_ns(), zone=zone)
+        try:
+            offer, found = source.find(parse_specification(point, zone), now_ns=time.time_ns(), zone=zone)
+        except (BeyondCompleteError, StampedAheadError, DamageError) as error:
+            error.mend = f"name the point by its number: replicator points list {pool} shows them"  # no gap is accepted
+            raise
         taken = [each for each in offer.points if label in each.labels and each != found]
         if taken:
             raise ConflictError(f"{label!r} is the label of {taken[0].describe(zone)}", mend="choose another label")
@@ -360,7 +366,7 @@ def _instant(text: str, zone: tzinfo) -> int:
 
     wanted = parse_point(text, zone)
     if isinstance(wanted, ByTime):
-        return wanted.timestamp_ns
+        return wanted.first_ns
     if isinstance(wanted, ByAge):
         return time.time_ns() - wanted.age_ns
     raise UsageError(f"{text!r} is neither a time nor an age", mend="write --since 2026-11-22T14:00, or --since -1h")

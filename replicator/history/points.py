@@ -7,11 +7,13 @@ Between the command line and resolve, which finds the point that is meant among 
     VOLUME@T:N                  ByNumber(T, N)           transaction N of timeline T
     VOLUME@latest               Latest()                 the newest point of the current lineage
     VOLUME@-5m  (-1h30m)        ByAge(ns)                the latest at or before now - 5 minutes
-    VOLUME@TIME                 ByTime(ns)               the latest at or before TIME
+    VOLUME@TIME                 ByTime(first, last)      the latest in TIME, or before it
     VOLUME@LABEL                ByLabel(label)           the one point with this label
 
 TIME is ISO 8601: `2026-11-22`, `2026-11-22T14:05`, `2026-11-22 14:05:09.5`, each with `Z`, `+01:00` or `+0100` behind.
-A date alone is its midnight. Without an offset it is local time, in the zone that is passed in.
+A date alone is its midnight. Without an offset it is local time, in the zone that is passed in. A TIME is as long as
+what was written last: `14:05:09`, as `14:05` (its first second), is a whole second, `14:05:09.5` a tenth of one. So
+what lists show to the second finds the point that they show, and of several in that second the latest.
 
 Invariants
   R1  A local time that the clocks showed twice, or never, is refused with the offsets to choose from.
@@ -25,7 +27,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from enum import StrEnum
 from typing import TypeAlias
@@ -64,6 +66,7 @@ class RestorePoint:
     """A committed transaction from which the volume can be had.
 
     `dev_id` is the snapshot that holds it in the replica pool (materialised), or None: then it is a fold of the log.
+    `branched`: its volume has several timelines, so that the number alone may mean another one's transaction.
     """
 
     volume: UUID
@@ -77,6 +80,7 @@ class RestorePoint:
     digest: bytes = b""
     held: bool = False
     leased: bool = False
+    branched: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         if not (1 <= self.timeline < TIMELINE_LIMIT and 1 <= self.number < NUMBER_LIMIT):
@@ -90,11 +94,15 @@ class RestorePoint:
     def materialised(self) -> bool:
         return self.dev_id is not None
 
+    @property
+    def place(self) -> str:
+        """What names this point alone behind an `@`: N, or T:N where there are several timelines."""
+        return f"{self.timeline}:{self.number}" if self.branched or self.timeline > 1 else str(self.number)
+
     def describe(self, zone: tzinfo = UTC) -> str:
         """How messages and lists name it: number, local and universal time, labels."""
         labels = f" [{', '.join(self.labels)}]" if self.labels else ""
-        place = f"{self.timeline}:{self.number}" if self.timeline > 1 else f"{self.number}"
-        return f"@{place} of {format_instant(self.timestamp_ns, zone)}{labels}"
+        return f"@{self.place} of {format_instant(self.timestamp_ns, zone)}{labels}"
 
 
 def merged(points: Iterable[RestorePoint]) -> list[RestorePoint]:
@@ -122,6 +130,7 @@ def _joined(one: RestorePoint, other: RestorePoint) -> RestorePoint:
         digest=one.digest or other.digest,
         held=one.held or other.held,
         leased=one.leased or other.leased,
+        branched=one.branched or other.branched,
     )
 
 
@@ -142,9 +151,10 @@ class ByLabel:
 
 @dataclass(frozen=True, slots=True)
 class ByTime:
-    """The latest point at or before an instant."""
+    """The latest point up to `last_ns`; what was written begins at `first_ns`, a second or less before."""
 
-    timestamp_ns: int
+    first_ns: int
+    last_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,12 +204,12 @@ def parse_point(text: str, zone: tzinfo) -> Wanted:
     if text.startswith("-"):
         return ByAge(_parse_age_ns(text))
     if TIME_FORM.fullmatch(text):
-        return ByTime(parse_instant(text, zone))
+        return parse_time(text, zone)
     return ByLabel(check_label(text))
 
 
-def parse_instant(text: str, zone: tzinfo) -> int:
-    """Nanoseconds since 1970 of an ISO 8601 time; without an offset it is a local time of `zone` (R1)."""
+def parse_time(text: str, zone: tzinfo) -> ByTime:
+    """What an ISO 8601 time covers, in nanoseconds since 1970; without an offset it is local time of `zone` (R1)."""
     match = TIME_FORM.fullmatch(text)
     if match is None:
         raise UsageError(
@@ -212,10 +222,11 @@ def parse_instant(text: str, zone: tzinfo) -> int:
     except (ValueError, OverflowError) as error:
         raise UsageError(f"{text!r} is not a time: {error}") from None
     seconds = (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(seconds=1)
-    timestamp_ns = seconds * NS_PER_S + int((fraction or "").ljust(9, "0"))
-    if not 0 <= timestamp_ns < NUMBER_LIMIT:
+    digits = fraction or ""
+    first_ns = seconds * NS_PER_S + int(digits.ljust(9, "0"))
+    if not 0 <= first_ns < NUMBER_LIMIT:
         raise UsageError(f"{text!r} lies before 1970 or after 2262")
-    return timestamp_ns
+    return ByTime(first_ns, first_ns + NS_PER_S // 10 ** len(digits) - 1)
 
 
 def format_instant(timestamp_ns: int, zone: tzinfo = UTC) -> str:

@@ -6,13 +6,15 @@ now, the instant up to which the log is known to be complete, and the lineage th
     wanted       answer                                                refused
     ByNumber     that transaction on the current lineage (or timeline)    PointNotFoundError
     ByLabel      the one point that has it                                PointNotFoundError, AmbiguousPointError
-    ByTime/Age   the latest at or before it, on the current lineage       BeyondCompleteError, StampedAheadError,
+    ByTime/Age   the latest in it or before, on the current lineage       BeyondCompleteError, StampedAheadError,
                                                                           PointNotFoundError
     Latest       the newest of the current lineage                        PointNotFoundError
 
 Invariants
   V1  A time later than *complete to* is refused with the newest time there is, unless the gap is accepted: an answer
-      that is silently older than what was asked for is a lost write nobody hears of.
+      that is silently older than what was asked for is a lost write nobody hears of. A written time is a second, or
+      less, and isn't later as long as it begins by then: the time that a refusal names, to the second, is answered,
+      with what is known of that second.
   V2  Points of a branch that was left by a promote are found only by timeline and number (`@2:1041`).
   V3  Of two points that one number names (two histories) neither is chosen.
   V4  Nor is a time answered out of a clock that was ahead: where the point behind the answer is stamped later than now
@@ -21,7 +23,7 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, tzinfo
 from typing import TYPE_CHECKING
@@ -75,7 +77,7 @@ class StampedAheadError(NotFoundError):
     def __init__(self, message: str, before: RestorePoint, behind: RestorePoint) -> None:
         mend = (
             "set the clock that is wrong; name the point by its number (points list has them in the order in which they"
-            f" were cut), or take --accept-gap for @{before.number}"
+            f" were cut), or take --accept-gap for @{before.place}"
         )
         super().__init__(message, mend=mend)
         self.before, self.behind = before, behind
@@ -136,16 +138,18 @@ def resolve(
         return _only(specification, on_timeline, everything, zone)
     known = _of_current_lineage(everything, lineage)
     if isinstance(wanted, ByNumber):
-        return _only(specification, [each for each in known if each.number == wanted.number], known, zone)
+        number = wanted.number
+        return _named(specification, lambda each: each.number == number, known, everything, zone)
     if isinstance(wanted, ByLabel):
-        return _only(specification, [each for each in known if wanted.label in each.labels], known, zone)
+        label = wanted.label
+        return _named(specification, lambda each: label in each.labels, known, everything, zone)
     if not known:
         raise PointNotFoundError(f"{specification.volume!r} has no restore points yet", everything)
     newest = max(known, key=_order)
     if isinstance(wanted, Latest):
         return newest
-    instant_ns = wanted.timestamp_ns if isinstance(wanted, ByTime) else now_ns - wanted.age_ns
-    found = _at_or_before(specification, instant_ns, known, newest, complete_to_ns, accept_gap, zone)
+    asked = wanted if isinstance(wanted, ByTime) else ByTime(now_ns - wanted.age_ns, now_ns - wanted.age_ns)
+    found = _at_or_before(specification, asked, known, newest, complete_to_ns, accept_gap, zone)
     if not accept_gap:
         _require_stamps(specification, found, known, now_ns, zone)
     return found
@@ -180,7 +184,7 @@ def _require_stamps(
 
 def _at_or_before(
     specification: PointSpecification,
-    instant_ns: int,
+    asked: ByTime,
     known: list[RestorePoint],
     newest: RestorePoint,
     complete_to_ns: int | None,
@@ -188,14 +192,14 @@ def _at_or_before(
     zone: tzinfo,
 ) -> RestorePoint:
     reached_ns = max(newest.timestamp_ns, complete_to_ns or 0)
-    if instant_ns > reached_ns and not accept_gap:
+    if asked.first_ns > reached_ns and not accept_gap:
         raise BeyondCompleteError(
             f"@{specification.text} is later than what is known to be complete: {format_instant(reached_ns, zone)};"
             f" the newest point is {newest.describe(zone)}",
             reached_ns,
             newest,
         )
-    before = [each for each in known if each.timestamp_ns <= instant_ns]
+    before = [each for each in known if each.timestamp_ns <= asked.last_ns]
     if not before:
         oldest = min(known, key=_order)
         raise PointNotFoundError(
@@ -212,6 +216,26 @@ def _of_current_lineage(points: list[RestorePoint], lineage: Lineage | None) -> 
     highest = max((each.number for each in points), default=0)
     numbers = {each.timeline: range(each.begin, each.end) for each in lineage.path(lineage.current, highest)}
     return [each for each in points if each.number in numbers.get(each.timeline, ())]
+
+
+def _named(
+    specification: PointSpecification,
+    is_it: Callable[[RestorePoint], bool],
+    known: list[RestorePoint],
+    everything: list[RestorePoint],
+    zone: tzinfo,
+) -> RestorePoint:
+    """The one of `known`; what is on a branch that was left is refused by its full name (V2)."""
+    found = [each for each in known if is_it(each)]
+    left = [] if found else [each for each in everything if is_it(each)]
+    if left:
+        listed = "; ".join(each.describe(zone) for each in left[:_NAMED_LIMIT])
+        raise PointNotFoundError(
+            f"@{specification.text} is on a branch of {specification.volume!r} that was left: it is {listed}",
+            known,
+            mend=f"name it with its timeline: {specification.volume}@{left[0].timeline}:{left[0].number}",
+        )
+    return _only(specification, found, known, zone)
 
 
 def _only(
