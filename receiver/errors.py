@@ -3,6 +3,7 @@
 type                  exit  meaning
 ChunkMismatchError    3     a chunk reads otherwise than its event says: the replica, or the log, isn't what it was
 VerifyError           3     what the replica holds isn't what the log says: which chunks of which point
+UnknownChunksError    1     nothing differs, but of some chunks the log, which was trimmed, says nothing
 DriftError            3     the replica isn't what the source attested, though every event was applied
 ReplicaConflictError  4     the pool can't take the volume: its name is another's, or it is the source's own
 RoomError             1     the transaction may need more room than the pool has (P8); it isn't begun
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from replicator.errors import ConflictError, DamageError, NoSpaceError
+from replicator.errors import ConflictError, DamageError, NoSpaceError, ReplicatorError
 
 ANEW = (
     "make a new replica from the log: replicator pool create NEW_POOL --size SIZE,"
@@ -60,6 +61,22 @@ class VerifyError(DamageError):
         )
         self.chunks = chunks
         self.count = count
+
+
+class UnknownChunksError(ReplicatorError):
+    """A point that can't be compared in full: that it is what the log says isn't known, nor that it isn't."""
+
+    kind = "not-comparable"
+
+    def __init__(self, point: str, compared: int, unknown: int) -> None:
+        super().__init__(
+            f"{point}: not comparable in full: {compared} of {compared + unknown} chunks were compared, none differs;"
+            " what the log said of the others was trimmed",
+            mend="name an archive that has the log's beginning (replicator log archive), or let the source tell hashes"
+            " of the whole volume: replicator agent run POOL --log LOG --listen ADDRESS --attest 7d",
+        )
+        self.compared = compared
+        self.unknown = unknown
 
 
 class DriftError(DamageError):

@@ -8,7 +8,9 @@ is now. Others are folds of the log, and comparing the log with itself shows not
     VOLUME               that volume's, likewise
     VOLUME@POINT         that point
 
-Failures: NotFoundError (a point that isn't stored here), VerifyError is the caller's to raise.
+Only what was compared in full, and found equal, is remembered as verified.
+
+Failures: NotFoundError (a point that isn't stored here); VerifyError and UnknownChunksError are the caller's to raise.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from receiver.remember import verified_row
 from receiver.verify import Target, Verified, verify_point
 from replicator.errors import NotFoundError
 from replicator.history.points import PointSpecification, RestorePoint, parse_specification
-from replicator.history.resolve import resolve
+from replicator.history.resolve import BeyondCompleteError, StampedAheadError, resolve
 from replicator.log.interface import Log
 from replicator.pool.catalogue_schema import Position, Purpose, Role, Volume
 from replicator.pool.interface import Pool, Switch
@@ -68,8 +70,12 @@ def _wanted(view: CatalogueView, text: str, now_ns: int, zone: tzinfo) -> Restor
     if specification is None:
         return points[-1]
     newest_ns = max(each.timestamp_ns for each in points)
-    lineage = view.lineage(volume.uuid)
-    return resolve(specification, points, now_ns=now_ns, complete_to_ns=max(newest_ns, now_ns), lineage=lineage)
+    known_ns, lineage = max(newest_ns, now_ns), view.lineage(volume.uuid)
+    try:
+        return resolve(specification, points, now_ns=now_ns, complete_to_ns=known_ns, lineage=lineage, zone=zone)
+    except (BeyondCompleteError, StampedAheadError) as error:
+        error.mend = "name the point by its number: replicator points list POOL shows them"  # no gap is accepted here
+        raise
 
 
 def verify_points(
@@ -105,7 +111,7 @@ def remember(pool: Pool, verified: Sequence[Verified], now_ns: int) -> None:
 
 
 def document(verified: Sequence[Verified], view: CatalogueView, pool: Path) -> dict[str, object]:
-    """What `receiver verify --json` prints."""
+    """What `receiver verify --json` prints; `equal` is null where not all chunks could be compared."""
     return {
         "pool": str(pool),
         "points": [

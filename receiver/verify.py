@@ -9,7 +9,7 @@ touched it; those of all chunks are folded from the log, a window of the volume 
     ChunksWritten     the event's own
 
 A chunk that no event ever touched reads as zeros. Where the log was trimmed, a chunk that no event which is left
-touches is counted as unknown: it isn't compared.
+touches is counted as unknown: it isn't compared, and the point isn't found equal.
 
 Invariants
   V1  Memory: 17 bytes a chunk of the window, and a batch of data.
@@ -64,9 +64,11 @@ class Verified:
     differing: tuple[int, ...]
 
     @property
-    def is_equal(self) -> bool:
-        """Whether nothing differs."""
-        return not self.differing_count
+    def is_equal(self) -> bool | None:
+        """Whether every chunk is what the log says; None where none differs, but not all could be compared."""
+        if self.differing_count:
+            return False
+        return None if self.unknown_count else True
 
 
 @dataclass(frozen=True, slots=True)
