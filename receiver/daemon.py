@@ -249,7 +249,8 @@ class Receiver:
     def _retire(self) -> None:
         assert self._world is not None
         pool = self._world.pools.current().pool
-        self._last_round = self._retainer.round(pool)
+        heard = {each.volume: each.complete_to_ns or 0 for each in (follower.progress for follower in self.followers)}
+        self._last_round = self._retainer.round(pool, heard)
         if self._last_round.deleted:
             self._around.journal.info("points retired", count=len(self._last_round.deleted))
 

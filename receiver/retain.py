@@ -14,19 +14,22 @@ Invariants
   R3  Staging snapshots aren't points: their follower ends them.
   R4  Rows are changed by compare-and-swap: a label that is given meanwhile is kept, and keeps its point.
   R5  What was hidden is what is deleted, or shown again; never what was given its dev_id meanwhile.
+  R6  This host's clock alone retires nothing: ages are counted up to what is known of the source (Y5 of
+      history/retention), which is what was applied, and what its beacon said since.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from uuid import UUID
 
 from receiver.replica import metadata_used
 from replicator.errors import ConflictError, NotFoundError
 from replicator.history.points import RestorePoint
 from replicator.history.retention import RetentionPolicy, to_retire
-from replicator.pool.catalogue_schema import Purpose, Snapshot
+from replicator.pool.catalogue_schema import Purpose, Role, Snapshot
 from replicator.pool.changes import Put
 from replicator.pool.interface import Pool, Switch
 from replicator.pool.view import CatalogueView
@@ -36,6 +39,8 @@ ROUND_POINTS = 32
 """Each delete walks a mapping tree, beside which the followers' commits have to wait."""
 
 _LEFT_ALONE_ROUNDS = 10
+
+_NOTHING_HEARD: Mapping[UUID, int] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +59,11 @@ class Retainer:
     def __init__(self, policy: RetentionPolicy, clock_ns: Callable[[], int]) -> None:
         self._policy, self._clock_ns = policy, clock_ns
         self._in_use: dict[int, int] = {}
+        self._heard: Mapping[UUID, int] = _NOTHING_HEARD
 
-    def round(self, pool: Pool) -> Round:
-        """Hide what is due, and delete what is hidden."""
+    def round(self, pool: Pool, heard: Mapping[UUID, int] = _NOTHING_HEARD) -> Round:
+        """Hide what is due, and delete what is hidden; `heard`: up to when volumes are known to be complete (R6)."""
+        self._heard = heard
         self._in_use = {dev_id: rounds - 1 for dev_id, rounds in self._in_use.items() if rounds > 1}
         used = metadata_used(pool.status())
         due = self._hide(pool, used)
@@ -80,10 +87,16 @@ class Retainer:
         found: list[Snapshot] = []
         for volume in view.volumes:
             points = [self._point(each) for each in view.snapshots_of(volume.uuid, Purpose.POINT) if each.number]
-            for point in to_retire(points, self._clock_ns(), self._policy, used):
+            heard_ns = self._heard_ns(view, volume.uuid)
+            for point in to_retire(points, self._clock_ns(), self._policy, used, heard_ns):
                 assert point.dev_id is not None
                 found.append(view.snapshot(point.dev_id))
         return found
+
+    def _heard_ns(self, view: CatalogueView, volume: UUID) -> int:
+        """The last instant of the source's clock that is known of (R6)."""
+        position = view.position(volume, Role.APPLIED)
+        return max(position.timestamp_ns if position is not None else 0, self._heard.get(volume, 0))
 
     def _point(self, snapshot: Snapshot) -> RestorePoint:
         return snapshot.restore_point(leased=snapshot.dev_id in self._in_use)

@@ -12,6 +12,10 @@ list as long as its events, or a fold, are in the log.
     a labelled one                   stays up to 12 times 31 days whatever the hour, day or month
     the newest; held; leased         stays
 
+Ages are counted to the last instant that the source is known to have come to (its newest point's stamp, or what its
+beacon said since), and never beyond: a clock here that is ahead would retire for good what is young. So the points of a
+source that is silent don't age; they stay as they are until it is heard of again.
+
 Hours, days and months are UTC's. Snapshots cost metadata, which dm-thin can't have more of than 15.9 GiB. So from half
 of it in use on, points are spaced: with each further two hundredths by the next step of 2, 4, 12 minutes, 1, 2, 6, 12
 hours, 1 day, 1 month, and of each stretch of that length only the newest stays. This takes the densest first, and also
@@ -20,9 +24,11 @@ spaces what is newly materialised. From three quarters on labels count no more: 
 Invariants
   Y1  Held, leased and newest points never retire; nor do labelled ones below three quarters, within 12 months.
   Y2  Idempotent: of what stays, nothing retires at the same instant and use.
-  Y3  Monotone: what retires now retires at any later instant, and at any higher use, of the same points. (Each step's
-      stretches are whole ones of the step before, of hours and of days: so none leans on a point that another drops.)
+  Y3  Monotone: what retires now retires at any later instant, after any later word of the source, and at any higher
+      use, of the same points. (Each step's stretches are whole ones of the step before, of hours and of days: so none
+      leans on a point that another drops.)
   Y4  The order of the answer: densest first, so that whoever retires only some takes the right ones.
+  Y5  A clock that is ahead of the source's makes no point older than the source's newest word does.
 """
 
 from __future__ import annotations
@@ -109,13 +115,21 @@ def should_materialise(
 
 
 def to_retire(
-    points: Iterable[RestorePoint], now_ns: int, policy: RetentionPolicy, metadata_used_fraction: float
+    points: Iterable[RestorePoint],
+    now_ns: int,
+    policy: RetentionPolicy,
+    metadata_used_fraction: float,
+    heard_ns: int = 0,
 ) -> list[RestorePoint]:
-    """Of one volume's points, those whose snapshots go now, densest first; what isn't materialised is skipped."""
+    """Of one volume's points, those whose snapshots go now, densest first; what isn't materialised is skipped.
+
+    `heard_ns`: the last instant of the source's clock that is known of, if that is later than the newest point.
+    """
     there = sorted((each for each in points if each.materialised), key=lambda each: (each.timestamp_ns, each.number))
     if not there:
         return []
     assert len({each.volume for each in there}) == 1, "points of one volume at a time"
+    now_ns = min(now_ns, max(heard_ns, there[-1].timestamp_ns))  # Y5
     kept = _kept_by_age(there, now_ns, policy)
     step = _pressure_step(policy, metadata_used_fraction)
     if step is not None:

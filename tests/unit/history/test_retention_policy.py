@@ -36,6 +36,18 @@ def test_a_year_and_more() -> None:
     assert counts == {"day": 145, "week": 144, "month": 24, "year": 12}
 
 
+@pytest.mark.parametrize("ahead_days", [2, 40, 400])
+def test_a_clock_that_is_ahead_makes_nothing_old(ahead_days: int) -> None:
+    """Y5: a thousand points, one a minute; only what the source says by its own clock lets time pass."""
+    points = [_point(age * 60, *(["keep"] if age == 500 else [])) for age in range(1000)]
+    ahead_ns = (NOW_S + ahead_days * DAY_S) * NS_PER_S
+    assert to_retire(points, ahead_ns, DEFAULT_POLICY, 0.1) == []
+    assert to_retire(points, ahead_ns, DEFAULT_POLICY, 0.1, NOW_S * NS_PER_S) == []
+    aged = to_retire(points, ahead_ns, DEFAULT_POLICY, 0.1, ahead_ns)
+    assert len(aged) > 900 and (points[500] in aged) == (ahead_days == 400)
+    assert to_retire(points, NOW_S * NS_PER_S, DEFAULT_POLICY, 0.1, ahead_ns) == []
+
+
 def test_nothing_to_do() -> None:
     """No points; one point however old; points of the log only."""
     assert to_retire([], 0, DEFAULT_POLICY, 1.0) == []

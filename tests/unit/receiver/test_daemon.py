@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from datetime import UTC
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,14 @@ from receiver.config import ReceiverConfig
 from receiver.daemon import STUCK_S, Receiver, Surroundings
 from receiver.errors import ReplicaConflictError
 from replicator.errors import ConflictError, DamageError, NotFoundError, ReplicatorError, UnavailableError
+from replicator.events.beacon import Beacon
 from replicator.events.bodies import VolumeDeleted
 from replicator.exporter.journal import Journal, notify_systemd
+from replicator.history.retention import RetentionPolicy
 from replicator.log.interface import Log
 from replicator.log.object_log import ObjectLog, directory_log
 from replicator.log.opening import log_url, open_log
-from replicator.pool.catalogue_schema import Role
+from replicator.pool.catalogue_schema import Purpose, Role
 from replicator.pool.daemons import ask
 from replicator.pool.registrations import registrations
 from replicator.pool.volumes import create_volume
@@ -237,6 +240,22 @@ def test_a_volume_deleted_at_its_source_stays_and_gives_up_its_name(replica: Rep
     reopened(replica)
     assert [each.name for each in replica.pool.view().volumes] == ["vm1", f"vm1.deleted-{str(old.uuid)[:8]}"]
     assert [assert_prefix(replica, each) for each in (old, new)] == [1, 1]
+
+
+def test_points_age_by_the_sources_clock(replica: ReplicaPool) -> None:
+    """This host's is 400 days ahead; then the source is really heard of again, idle as it is."""
+    log, source = ObjectLog(MemoryStore(), create=True), SourceVolume(1, SIZE, name="vm1")
+    for _ in range(3):
+        source.transaction(source.scribble())
+    source.publish(log)
+    late_ns = source.now_ns + 400 * 86400 * 10**9
+    config = ReceiverConfig(replica.folder, "log", retention=RetentionPolicy(materialise_every_s=1))
+    around = replace(surroundings(replica, log, io.StringIO()), clock_ns=lambda: late_ns)
+    for there in ([1, 2, 3], [3]):
+        Receiver(config, around).catch_up()
+        reopened(replica)
+        assert [each.number for each in replica.pool.view().snapshots_of(source.uuid, Purpose.POINT)] == there
+        log.write_beacon(Beacon.of(source.state, late_ns, late_ns))
 
 
 def test_systemd_hears_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,9 @@ from uuid import UUID
 import pytest
 
 from receiver.apply import ApplySettings
+from receiver.remember import verified_of
 from receiver.retain import ROUND_POINTS, Retainer
-from receiver.verification import verify_points
+from receiver.verification import remember, verify_points
 from receiver.verify import Target, Verified, verify_point
 from replicator.errors import NotFoundError
 from replicator.events.bodies import PointLabelled
@@ -82,6 +83,20 @@ def test_retired_ones_are_deleted_and_never_under_a_reader(replica: ReplicaPool)
         retainer.round(replica.pool)
     assert [each.number for each in points(replica, source.uuid)] == [6]
     assert sorted(each.number for each in replica.pool.points(source.uuid, 99)) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_clock_that_is_ahead_retires_nothing(replica: ReplicaPool) -> None:
+    """R6: ages go as far as the source has come; what its beacon says of an idle volume counts."""
+    source = random_source(2, SIZE, 4, resizing=False)
+    applied(replica, source, DENSE)
+    days = 400 * 86400 * 10**9
+    retainer = Retainer(DENSE, lambda: source.now_ns + days)
+    assert retainer.round(replica.pool).hidden == ()
+    assert retainer.round(replica.pool, {source.uuid: source.now_ns - days}).hidden == (), "never back either"
+    assert len(points(replica, source.uuid)) == 4
+    assert len(retainer.round(replica.pool, {source.uuid: source.now_ns + days}).deleted) == 3
+    behind = Retainer(DENSE, lambda: source.now_ns - days)
+    assert behind.round(replica.pool, {source.uuid: source.now_ns + days}).hidden == ()
 
 
 class Rival:
@@ -205,7 +220,11 @@ def test_what_was_trimmed_is_unknown_and_what_isnt_there_is_refused(replica: Rep
     log.trim(source.uuid, 1, source.state.sequence)
     last = points(replica, source.uuid)[-1]
     found = verified(replica, log, last, 1 << 20)
-    assert found.is_equal and found.chunk_count == 1 and found.unknown_count == 20
+    assert found.is_equal is None and found.chunk_count == 1 and found.unknown_count == 20
+    remember(replica.pool, [found], 77)
+    assert not verified_of(replica.pool.view()), "what wasn't compared in full isn't verified"
+    replica.data.pwrite(b"\x06", replica.data.content().index(b"\x01" + b"\x05" * 65535) + 9)
+    assert verified(replica, log, last, 1 << 20).is_equal is False, "what differs, differs, whatever is unknown"
     with pytest.raises(NotFoundError, match="doesn't hold transaction 1:1"):
         verified(replica, log, points(replica, source.uuid)[0], 1 << 20)
 
@@ -230,5 +249,5 @@ def test_a_log_that_was_trimmed_inside_a_transaction_says_nothing_of_what_it_los
     log.trim(source.uuid, 1, source.state.sequence)
     assert log.reader(source.uuid, 1).start().open is not None, "the log begins inside"
     found = verified(replica, log, points(replica, source.uuid)[-1], 1 << 20)
-    assert found.is_equal, f"{found.differing} differ from a log that says nothing of them"
+    assert found.is_equal is None, f"{found.differing} differ from a log that says nothing of them"
     assert found.chunk_count == 0 and found.unknown_count == -(-size // 65536)
