@@ -19,6 +19,7 @@ from replicator.history.names import LABELS_LIMIT, check_label
 from replicator.history.points import Consistency
 from replicator.pool.catalogue_schema import LoggedGroup, LoggedPoint, Position, Purpose, Role, Snapshot, Volume
 from replicator.pool.changes import Put
+from replicator.repository.head import head_snapshot
 
 
 def position_row(state: StreamState, committed_ns: int) -> Position:
@@ -92,17 +93,7 @@ def staging_snapshot(dev_id: int, state: StreamState, opened: OpenTransaction) -
 
 def left_head(volume: Volume, before: Position) -> Snapshot:
     """The head that a staging snapshot replaced: hidden, to be deleted once nobody reads it."""
-    return Snapshot(
-        volume.dev_id,
-        volume.uuid,
-        Purpose.POINT,
-        before.timestamp_ns,
-        volume.size_bytes,
-        before.timeline,
-        before.number,
-        digest=before.digest,
-        hidden=True,
-    )
+    return head_snapshot(volume, before)
 
 
 def storable(labels: Iterable[str]) -> tuple[str, ...]:

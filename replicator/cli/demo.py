@@ -222,7 +222,7 @@ class Demo:
 
 
 def _how(point: dict[str, Any]) -> str:
-    return "from its snapshot" if point["materialised"] else "from an earlier snapshot and the log"
+    return "from its snapshot" if point["materialised"] else "from what the pool holds and the log"
 
 
 def _tool(name: str) -> str | None:

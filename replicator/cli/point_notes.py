@@ -1,6 +1,6 @@
 """What commands say beside the points that they show or take: damage, a log that is away, two histories.
 
-Over repository/offer; between cli/points and cli/restore, so that both say the same.
+Over repository/offer; for cli/points, restore, serve and `volume clone`, so that all say the same.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from replicator.history.points import RestorePoint
     from replicator.repository.offer import Offer
+    from replicator.repository.source import OpenedPoint, Source
 
 from_pool_option = click.option(
     "--from-pool",
@@ -25,10 +26,21 @@ from_pool_option = click.option(
 )
 
 
+accept_gap_option = click.option(
+    "--accept-gap", is_flag=True, help="Take the newest point for a time beyond what is known to be complete."
+)
+
+
+def tell_taken(source: Source, taken: OpenedPoint, asked: str, zone: tzinfo) -> None:
+    """Which point `asked` came to, and what is to be known of it, on stderr."""
+    warn(source.offer(taken.volume), zone, taken.point)
+    click.echo(f"{asked} is {taken.point.describe(zone)}", err=True)
+
+
 def warn(offer: Offer, zone: tzinfo, point: RestorePoint) -> None:
     """What is to be known of a point that is taken out of this offer, on stderr."""
     if offer.problem is not None:
-        click.echo(f"only snapshots can be had: {offer.problem.message}", err=True)
+        click.echo(f"only what the pool holds can be had: {offer.problem.message}", err=True)
     if offer.unkept is not None:
         _say_unkept(offer, zone)
     if offer.damage is not None:
@@ -43,14 +55,19 @@ def warn(offer: Offer, zone: tzinfo, point: RestorePoint) -> None:
 def _say_unkept(offer: Offer, zone: tzinfo) -> None:
     assert offer.unkept is not None
     what = f"{offer.volume.name} itself is at {offer.unkept.describe(zone)}"
-    click.echo(f"{what}, of which no snapshot was kept", err=True)
+    copied = f"replicator volume clone POOL {offer.volume.name} NEW copies it as it is now"
+    click.echo(f"{what}, of which no snapshot was kept; {copied}", err=True)
 
 
-def tell_unkept(offers: Sequence[Offer], zone: tzinfo) -> None:
-    """Of pools that are asked alone: how far they themselves are, on stderr."""
+def tell_short(offers: Sequence[Offer], zone: tzinfo) -> None:
+    """Of a list: why it hasn't what it might have, and how far pools themselves are beyond it, on stderr."""
+    for problem in dict.fromkeys(offer.problem.message for offer in offers if offer.problem is not None):
+        click.echo(f"only what the pool holds is listed: {problem}", err=True)
     for offer in offers:
         if offer.unkept is not None:
             _say_unkept(offer, zone)
+        if offer.trimmed is not None:
+            click.echo(f"{offer.trimmed}; a replica's pool has points", err=True)
 
 
 def raise_worst(offers: Sequence[Offer], zone: tzinfo) -> None:

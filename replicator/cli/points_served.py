@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
+from replicator.cli.point_notes import tell_taken
 from replicator.cli.show import local_zone
 from replicator.errors import UnavailableError, UsageError
 from replicator.exporter.address import Address, UnixAddress, parse_address
@@ -39,7 +40,15 @@ def wants_points(place: str, asked: Sequence[ListenAsked]) -> bool:
     return any("@" in name for each in asked for name in each.names) or not has_metadata(Path(place))
 
 
-def serve_points(place: str, asked: Sequence[ListenAsked], ready: Ready, started_by: str, group: str | None) -> None:
+def serve_points(
+    place: str,
+    asked: Sequence[ListenAsked],
+    ready: Ready,
+    started_by: str,
+    group: str | None,
+    *,
+    accept_gap: bool = False,
+) -> None:
     """Serve the points and snapshots that `asked` names until SIGTERM or SIGINT."""
     require_source(place)
     if not all(each.read_only for each in asked):
@@ -53,7 +62,7 @@ def serve_points(place: str, asked: Sequence[ListenAsked], ready: Ready, started
         if has_metadata(Path(place)):
             _own_if_nobody_does(Path(place), started_by, group, held)
         source = held.enter_context(open_source(place))
-        ready([facts for each in asked for facts in _serve_one(source, each, held)])
+        ready([facts for each in asked for facts in _serve_one(source, each, accept_gap, held)])
         stopping.wait()
 
 
@@ -65,21 +74,23 @@ def _own_if_nobody_does(path: Path, started_by: str, group: str | None, held: Ex
     held.enter_context(Exporter(pool, ExporterSettings((), started_by, group)))
 
 
-def _serve_one(source: Source, asked: ListenAsked, held: ExitStack) -> list[ExportFacts]:
-    disks = {name: _opened(source, name, held) for name in asked.names}
+def _serve_one(source: Source, asked: ListenAsked, accept_gap: bool, held: ExitStack) -> list[ExportFacts]:
+    disks = {name: _opened(source, name, accept_gap, held) for name in asked.names}
     server = still_server(disks, ServerSettings(security=security_of(asked.tls)))
     held.callback(server.stop)
     address = server.listen(parse_address(asked.address))
     return [_facts(name, disk, address) for name, disk in disks.items()]
 
 
-def _opened(source: Source, name: str, held: ExitStack) -> StillDisk:
+def _opened(source: Source, name: str, accept_gap: bool, held: ExitStack) -> StillDisk:
     place = source.name
     if "@" not in name:
         snapshot = source.open_snapshot(name)
         row = None if source.pool is None else source.pool.view().snapshot_named(name)
         return held.enter_context(LastingDisk(snapshot, lambda: _snapshot_again(place, name, row)))
-    opened = source.open_point(name, now_ns=time.time_ns(), zone=local_zone())
+    zone = local_zone()
+    opened = source.open_point(name, now_ns=time.time_ns(), accept_gap=accept_gap, zone=zone)
+    tell_taken(source, opened, name, zone)
     return held.enter_context(LastingDisk(opened.disk, lambda: _point_again(place, opened)))
 
 

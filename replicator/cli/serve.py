@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from replicator.cli.point_notes import accept_gap_option
 from replicator.errors import ReplicatorError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
     "--listen", "addresses", multiple=True, metavar="ADDRESS", help="unix:PATH or tcp:HOST:PORT; may come again."
 )
 @click.option("--read-only", is_flag=True, help="Let nobody write.")
+@accept_gap_option
 @click.option("--tls-certificate", metavar="FILE", help="PEM file; offers TLS.")
 @click.option("--tls-key", metavar="FILE", help="PEM file of its private key.")
 @click.option("--tls-ca", metavar="FILE", help="PEM file; clients must show a certificate of it.")
@@ -42,6 +44,7 @@ def serve(
     names: tuple[str, ...],
     addresses: tuple[str, ...],
     read_only: bool,
+    accept_gap: bool,
     tls_certificate: str | None,
     tls_key: str | None,
     tls_ca: str | None,
@@ -69,7 +72,7 @@ def serve(
     check_tls(tls)
     listeners = tuple(ListenAsked(address, list(names), read_only, tls) for address in addresses)
     try:
-        _serve(pool, listeners, group, started_by, ready_fd)
+        _serve(pool, listeners, group, started_by, ready_fd, accept_gap)
     except ReplicatorError as error:
         if ready_fd is not None:
             os.write(ready_fd, error.message.encode()[:4096])
@@ -77,7 +80,12 @@ def serve(
 
 
 def _serve(
-    place: str, listeners: Sequence[ListenAsked], group: str | None, started_by: str, ready_fd: int | None
+    place: str,
+    listeners: Sequence[ListenAsked],
+    group: str | None,
+    started_by: str,
+    ready_fd: int | None,
+    accept_gap: bool,
 ) -> None:
     from replicator.cli.points_served import serve_points, wants_points
     from replicator.exporter.journal import notify_systemd
@@ -97,7 +105,7 @@ def _serve(
             notify_systemd("READY=1")  # a unit of its own; what an agent started is no affair of systemd's
 
     if wants_points(place, listeners):
-        serve_points(place, listeners, ready, started_by, group)
+        serve_points(place, listeners, ready, started_by, group, accept_gap=accept_gap)
         return
     path = Path(place)
     try:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import click
 
 from replicator.cli.places import GROWTH, Growth, name_argument, opened_pool, pool_argument
+from replicator.cli.point_notes import accept_gap_option, tell_taken
 from replicator.cli.show import (
     SIZE,
     confirm,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from replicator.pool.opening import OwnedPool
     from replicator.pool.remote import RemotePool
+    from replicator.repository.source import OpenedPoint, Source
     from replicator.thin.diff import DiffRuns
 
 _SECTOR_BYTES = 512
@@ -151,8 +153,9 @@ def snapshot(path: Path, name: str, snapshot_name: str, as_json: bool) -> None:
 @pool_argument
 @click.argument("source", metavar="SOURCE")
 @name_argument
+@accept_gap_option
 @json_option
-def clone(path: Path, source: str, name: str, as_json: bool) -> None:
+def clone(path: Path, source: str, name: str, accept_gap: bool, as_json: bool) -> None:
     """Make a volume from a volume, snapshot or restore point.
 
     It may be written, and shares SOURCE's blocks where it isn't.
@@ -161,13 +164,21 @@ def clone(path: Path, source: str, name: str, as_json: bool) -> None:
     replicator volume clone /srv/pool before-upgrade vm1-test
     replicator volume clone /srv/replica vm1@-5m vm1-test
     """
+    from replicator.cli.point_documents import taken_document
     from replicator.repository.cloning import clone_named
 
+    zone, point = local_zone(), dict[str, Any]()
+
+    def tell(points: Source, taken: OpenedPoint) -> None:
+        if as_json:
+            point.update(taken_document(points, taken))
+        else:
+            tell_taken(points, taken, source, zone)
+
     with opened_pool(path) as pool:
-        made = clone_named(pool, source, name, local_zone())
-    print_done(
-        as_json, {"name": made.name, "uuid": str(made.uuid), "dev_id": made.dev_id, "size_bytes": made.size_bytes}
-    )
+        made = clone_named(pool, source, name, zone, accept_gap=accept_gap, tell=tell)
+    facts = {"name": made.name, "uuid": str(made.uuid), "dev_id": made.dev_id, "size_bytes": made.size_bytes}
+    print_done(as_json, {**facts, **point})
 
 
 @volume.command()

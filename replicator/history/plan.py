@@ -3,7 +3,8 @@
 Behind resolve (which point), before whoever reads: restore, serve and verify, from a replica pool or a log.
 
     base                 where it is                                   cost counted
-    SnapshotBase         a materialised point in the pool              transactions behind it
+    SnapshotBase         a materialised point in the pool, or the      transactions behind it
+                         replica's volume itself
     FoldBase             a fold under `base/` in the log               transactions behind it
     EmptyBase            before transaction 1: the volume as zeros     all of them
 
@@ -28,10 +29,11 @@ from replicator.history.points import RestorePoint
 
 @dataclass(frozen=True, slots=True)
 class SnapshotBase:
-    """A materialised point: a thin device of the pool that is asked."""
+    """A materialised point: a thin device of the pool that is asked; `is_head`: its volume itself."""
 
     revision: Revision
     dev_id: int
+    is_head: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +58,20 @@ _PREFERENCE = {SnapshotBase: 0, FoldBase: 1, EmptyBase: 2}
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """What is there: materialised points of a pool, folds of a log, and the transactions that still stand in it."""
+    """What is there: materialised points of a pool, folds of a log, and the transactions that still stand in it.
+
+    `head` is the point that the pool's volume itself is.
+    """
 
     points: tuple[RestorePoint, ...] = ()
     folds: tuple[Revision, ...] = ()
     standing: tuple[Stretch, ...] = ()
+    head: RestorePoint | None = None
+
+    @property
+    def held(self) -> tuple[RestorePoint, ...]:
+        """The points that the pool has whole."""
+        return self.points if self.head is None else (*self.points, self.head)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +119,9 @@ def _bases(target: Revision, inventory: Inventory, lineage: Lineage) -> list[Bas
 
 
 def _all_bases(inventory: Inventory) -> Iterable[Base]:
-    for point in inventory.points:
+    for point in inventory.held:
         if point.dev_id is not None:
-            yield SnapshotBase(Revision(point.timeline, point.number, point.digest), point.dev_id)
+            revision = Revision(point.timeline, point.number, point.digest)
+            yield SnapshotBase(revision, point.dev_id, point is inventory.head)
     yield from (FoldBase(each) for each in inventory.folds)
     yield EmptyBase()

@@ -1,7 +1,7 @@
 """A writable volume from a restore point: `volume clone POOL VOLUME@POINT NAME`.
 
     the point is                                what is written                                what is shared
-    a snapshot in this pool                     nothing: a snapshot of it                      all
+    a snapshot in this pool, or its head        nothing: a snapshot of it                      all
     replayed from the log over a snapshot       the blocks that hold a chunk the log wrote     all others
     replayed from the log alone, or over a      its content                                    nothing
     snapshot with an external origin
@@ -13,7 +13,7 @@ last switch, whole or not at all. What a crash leaves stands there, and in pool/
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import tzinfo
 
 from replicator.history.plan import SnapshotBase
@@ -23,8 +23,9 @@ from replicator.pool.importing import Shared, import_disk
 from replicator.pool.interface import Pool
 from replicator.pool.reading import read_beside
 from replicator.pool.volumes import clone, origin_of
+from replicator.repository.head import held_row
 from replicator.repository.point import NOTHING, PointDisk
-from replicator.repository.source import OpenedPoint, open_source
+from replicator.repository.source import OpenedPoint, Source, open_source
 
 
 class _PointSource:
@@ -69,15 +70,27 @@ def joined(ranges: Iterable[tuple[int, int]], unit_bytes: int, size_bytes: int) 
         yield begin, end
 
 
-def clone_named(pool: Pool, source: str, name: str, zone: tzinfo) -> Volume:
-    """The volume `name`, to be written, from a volume, a snapshot, or a restore point (`source` has an `@`)."""
+def clone_named(
+    pool: Pool,
+    source: str,
+    name: str,
+    zone: tzinfo,
+    *,
+    accept_gap: bool = False,
+    tell: Callable[[Source, OpenedPoint], None] = lambda _source, _opened: None,
+) -> Volume:
+    """The volume `name`, to be written, from a volume, a snapshot, or a restore point (`source` has an `@`).
+
+    `tell` is given the point that is meant, before anything is made of it.
+    """
     if "@" not in source:
         with read_beside(pool) as reader:
             found = find(reader, source)
         return clone(pool, found.live.uuid if found.live else found.snapshot or found.dev_id, name)
     with open_source(str(pool.path), beside=pool) as points:
-        opened = points.open_point(source, now_ns=time.time_ns(), zone=zone)
+        opened = points.open_point(source, now_ns=time.time_ns(), accept_gap=accept_gap, zone=zone)
         with opened.disk:
+            tell(points, opened)
             if opened.point.dev_id is not None:
                 return clone(pool, opened.point.dev_id, name)
             over = _shared(pool, opened)
@@ -85,9 +98,9 @@ def clone_named(pool: Pool, source: str, name: str, zone: tzinfo) -> Volume:
 
 
 def _shared(pool: Pool, opened: OpenedPoint) -> Shared | None:
-    """The snapshot that the point is replayed over; the open disk holds a lease on it."""
+    """The device that the point is replayed over, or is; the open disk holds a lease on it."""
     if not isinstance(opened.plan.base, SnapshotBase):
         return None
     view = pool.view()
-    row = view.snapshot(opened.plan.base.dev_id)
+    row = held_row(view, opened.plan.base.dev_id)
     return None if origin_of(view, row) is not None else Shared(row.dev_id, row.size_bytes)

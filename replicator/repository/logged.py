@@ -30,7 +30,7 @@ from replicator.errors import DamageError, FormatError
 from replicator.events.bodies import PointLabelled, TimelineStarted, TransactionCommitted
 from replicator.events.codec import Event
 from replicator.events.state import StreamState
-from replicator.history.lineage import Lineage, Stretch, Timeline
+from replicator.history.lineage import Lineage, Revision, Stretch, Timeline
 from replicator.history.points import Consistency
 from replicator.log.interface import Log
 from replicator.log.parts import IndexedReader, Part, indexed
@@ -44,7 +44,8 @@ class LoggedHistory:
     """`points` by timeline and number; `labels` are those given to points that aren't among them.
 
     `committed` is the number of each timeline's last transaction (0 for none), where its end could be read; `denied`
-    are the timelines whose remembered point the log hasn't (H3); `damage` is what was met first.
+    are the timelines whose remembered point the log hasn't (H3); `damage` is what was met first; `end` is the newest
+    timeline's last transaction, where its end could be read.
     """
 
     points: tuple[LoggedPoint, ...]
@@ -56,6 +57,7 @@ class LoggedHistory:
     committed: Mapping[int, int] = field(default_factory=dict)
     denied: frozenset[int] = frozenset()
     damage: DamageError | None = None
+    end: Revision | None = None
 
     @property
     def lineage(self) -> Lineage:
@@ -92,7 +94,13 @@ def read_standing(log: Log, volume: UUID, after: Mapping[int, LoggedPoint] | Non
         {look.timeline: look.committed for look in looks if look.tail is not None},
         frozenset(after) - {look.timeline for look in looks if not look.denied},
         damage,
+        _end_of(looks[-1].tail if looks else None),
     )
+
+
+def _end_of(tail: StreamState | None) -> Revision | None:
+    found = tail.committed if tail is not None else None
+    return Revision(found.timeline, found.number, found.digest) if found is not None else None
 
 
 def complete_to(log: Log, volume: UUID, tail: StreamState | None) -> int | None:

@@ -2,13 +2,15 @@
 
 Beneath source, over logged (the log), catalogued (the pool) and history/divided (where they disagree).
 
+What a pool holds are its snapshots, and of a replica the volume itself (head).
+
     the pool has                                    the log has            history
     nothing of it, or only what the log has too     its transactions       one
     a transaction, by (timeline, number, digest),   another one, or none   two: divided; nothing is merged
     as a snapshot, remembered, or as its position
 
 Invariants
-  S1  A point is listed only if it can be had: materialised, or all that lies between it and a base still stands.
+  S1  A point is listed only if it can be had: held, or all that lies between it and a base still stands.
   O1  The pool is asked before the log: what it knows of the log is older than what the log says then.
   O2  Of two histories each one's points are planned by its own lineage and on its own bases.
 
@@ -30,13 +32,15 @@ from replicator.history.plan import Inventory, Plan, SnapshotBase, plan
 from replicator.history.points import Latest, PointSpecification, RestorePoint, merged
 from replicator.history.resolve import BeyondCompleteError, NamedVolume, PointNotFoundError, resolve
 from replicator.log.interface import Log
-from replicator.pool.catalogue_schema import LoggedGroup, LoggedPoint, Position, Purpose, Role
+from replicator.pool.catalogue_schema import LoggedGroup, LoggedPoint, Purpose, Role
 from replicator.pool.view import CatalogueView
 from replicator.repository.catalogued import ReadPool
 from replicator.repository.groups import groups_with
+from replicator.repository.head import Head, head_of, point_at
 from replicator.repository.labels import valid_labels
 from replicator.repository.logged import LoggedHistory, read_standing
 
+_A_REPLICAS = "name a replica's pool instead of the log: it has points, and goes on from them with what the log has"
 _PASSING = "or name a point before it by its number (points list shows them); --accept-gap takes the newest of them"
 
 
@@ -46,7 +50,8 @@ class Offer:
 
     `unkept`: the pool itself is at this point, later than all that can be had without its log. `problem`: that can't be
     reached. `damage`: what it has behind all this can't be read. `divided`: pool and log have two histories;
-    `inventory` and `sequences` are then the log's, and so is `complete_to_ns` in any case.
+    `inventory` and `sequences` are then the log's, and so is `complete_to_ns` in any case. `head`: the replica itself,
+    one of the points. `end`: the log's last transaction, if that is known.
     """
 
     volume: NamedVolume
@@ -60,15 +65,26 @@ class Offer:
     damage: DamageError | None = None
     divided: Divided | None = None
     unkept: RestorePoint | None = None
+    head: Head | None = None
+    end: Revision | None = None
 
-    def at_cut(self, number: int, instant_ns: int) -> RestorePoint | None:
-        """The point that the volume was at when its `number` stood in a cut of `instant_ns`, if it can be had.
+    @property
+    def trimmed(self) -> str | None:
+        """Why nothing can be had, where there were points once; None where there are some, or never were."""
+        if self.points or self.end is None or self.damage is not None or self.divided is not None:
+            return None
+        return (
+            f"the log of {self.volume.name!r} was trimmed: without its first transactions none of the others,"
+            f" up to @{self.end.number}, can be had from it alone"
+        )
 
-        A number comes again after an abort, on another timeline, or once a log lost its end: what was cut later isn't
-        meant, and of several the last one before is.
-        """
-        alike = [each for each in self.points if each.number == number and each.timestamp_ns <= instant_ns]
-        return max(alike, key=lambda each: (each.timestamp_ns, each.timeline), default=None)
+    def is_head(self, point: RestorePoint) -> bool:
+        """Whether the pool's volume itself is this point, so that nothing else is needed to have it."""
+        return self.head is not None and not point.materialised and self.head.is_at(point)
+
+    def without_head(self) -> Offer:
+        """The same where the head isn't read: it went on to another transaction."""
+        return replace(self, head=None, inventory=replace(self.inventory, head=None))
 
     def history_of(self, point: RestorePoint) -> str | None:
         """Which of two histories the point belongs to: "pool", "log" or "both"; None where there is but one."""
@@ -80,9 +96,11 @@ class Offer:
 
     def plan(self, point: RestorePoint) -> Plan:
         """How to get the point (O2)."""
-        target = Revision(point.timeline, point.number, point.digest)
+        target = _named(point)
         if point.dev_id is not None:
             return Plan(target, SnapshotBase(target, point.dev_id), ())
+        if self.head is not None and self.head.is_at(point):
+            return Plan(target, SnapshotBase(target, self.head.row.dev_id, True), ())
         return plan(target, self.inventory, self.divided.log.lineage if self.divided is not None else self.lineage)
 
     def resolve(
@@ -93,10 +111,8 @@ class Offer:
             return self._had(
                 self.divided, self.divided.resolve(wanted, now_ns=now_ns, accept_gap=accept_gap, zone=zone), zone
             )
-        if self.damage is not None and not accept_gap and isinstance(wanted.wanted, Latest):
-            raise self._damaged()
         try:
-            return resolve(
+            found = resolve(
                 wanted,
                 self.points,
                 now_ns=now_ns,
@@ -108,11 +124,20 @@ class Offer:
         except (PointNotFoundError, BeyondCompleteError):
             if self.damage is not None and not accept_gap:
                 raise self._damaged() from None
+            if self.trimmed is not None:
+                raise PointNotFoundError(self.trimmed, (), mend=_A_REPLICAS) from None
             raise
+        if self.damage is not None and not accept_gap and isinstance(wanted.wanted, Latest) and not self._is_end(found):
+            raise self._damaged()
+        return found
+
+    def _is_end(self, point: RestorePoint) -> bool:
+        """Whether damage can hide nothing behind the point: it is the log's last transaction."""
+        return self.end == _named(point)
 
     def _had(self, divided: Divided, meant: RestorePoint, zone: tzinfo) -> RestorePoint:
         for each in self.points:
-            if (each.timeline, each.number, each.digest) == (meant.timeline, meant.number, meant.digest):
+            if _named(each) == _named(meant):
                 return each
         whose = divided.pool.name if divided.is_only_the_pools(meant) else divided.log.name
         raise PointNotFoundError(
@@ -152,6 +177,13 @@ def read_offer(asked: Asked, volume: NamedVolume) -> Offer:
     return _joined_offer(known, history, problem, groups)
 
 
+def _told_apart(points: Iterable[RestorePoint], lineage: Lineage) -> list[RestorePoint]:
+    """The points by their full names where there are several timelines: a number alone means the current one's."""
+    if len(lineage.timelines) == 1:
+        return list(points)
+    return [replace(each, branched=True) for each in points]
+
+
 def _history(asked: Asked, volume: UUID, known: _Known) -> tuple[LoggedHistory | None, ReplicatorError | None]:
     """What the log adds to what the catalogue remembers; where there is a pool, a log that is away is no end."""
     if asked.log is None:
@@ -174,6 +206,12 @@ class _Known:
         self.volume, self.view, self.remembered = volume, view, remembered
         rows = view.snapshots_of(volume.uuid, Purpose.POINT) if view is not None else []
         self.held = [each.restore_point() for each in rows if each.number]
+        self.head = head_of(view, volume.uuid) if view is not None else None
+
+    @property
+    def here(self) -> list[RestorePoint]:
+        """All that the pool holds, as points: the volume itself without a device, since that may go on from it."""
+        return self.held if self.head is None else [*self.held, replace(self.head.point, dev_id=None)]
 
     def anchors(self) -> dict[int, LoggedPoint]:
         """The last point of each timeline that is remembered: the log is looked at from there on."""
@@ -189,11 +227,12 @@ class _Known:
             return []
         lineage = _joined_lineage(self.view, self.volume.uuid, history)
         found = (self.view.position(self.volume.uuid, role) for role in Role)
-        return [_point_of(each, lineage) for each in found if each is not None and each.number and each.sequence]
+        known = [point_at(each, lineage) for each in found if each is not None and each.number and each.sequence]
+        return _told_apart(known, lineage)
 
-    def unkept(self, points: list[RestorePoint]) -> RestorePoint | None:
+    def unkept(self) -> RestorePoint | None:
         """Its position, if no point that can be had without the log is as new."""
-        newest = max((each.number for each in points if each.materialised), default=0)
+        newest = max((each.number for each in self.here), default=0)
         return next((each for each in self.positions(None) if each.number > newest), None)
 
     def is_denied(self, history: LoggedHistory) -> bool:
@@ -201,7 +240,7 @@ class _Known:
         digests = self._digests(history)
         return bool(history.denied) or any(
             self._is_beyond(each, history) or _differs(each, digests.get((each.timeline, each.number)))
-            for each in (*self.held, *self.positions(history))
+            for each in (*self.here, *self.positions(history))
         )
 
     def has_unseen(self, history: LoggedHistory) -> bool:
@@ -210,7 +249,7 @@ class _Known:
         standing = {(each.timeline): range(each.begin, each.end) for each in history.standing}
         return any(
             (each.timeline, each.number) not in digests and each.number in standing.get(each.timeline, ())
-            for each in (*self.held, *self.positions(history))
+            for each in (*self.here, *self.positions(history))
         )
 
     def _digests(self, history: LoggedHistory) -> dict[tuple[int, int], bytes]:
@@ -225,15 +264,13 @@ class _Known:
         return point.number > history.committed.get(point.timeline, 0)
 
 
+def _named(point: RestorePoint) -> Revision:
+    """Which transaction it is."""
+    return Revision(point.timeline, point.number, point.digest)
+
+
 def _differs(point: RestorePoint, digest: bytes | None) -> bool:
     return bool(point.digest and digest) and point.digest != digest
-
-
-def _point_of(position: Position, lineage: Lineage) -> RestorePoint:
-    """Its last transaction, which is the parent's where its timeline has none yet."""
-    path = lineage.path(position.timeline, position.number) if lineage.knows(position.timeline) else ()
-    timeline = path[-1].timeline if path else position.timeline
-    return RestorePoint(position.volume, timeline, position.number, position.timestamp_ns, digest=position.digest)
 
 
 def _joined_offer(
@@ -241,13 +278,14 @@ def _joined_offer(
 ) -> Offer:
     """One history: each point once, with the snapshot of one and the labels of both."""
     lineage = _joined_lineage(known.view, known.volume.uuid, history)
-    inventory = Inventory(tuple(known.held), (), history.standing if history else ())
+    head = known.head.point if known.head is not None else None
+    inventory = Inventory(tuple(known.held), (), history.standing if history else (), head)
     logged = [*known.remembered, *(history.points if history else ())]
-    points = merged([*known.held, *(each.restore_point() for each in logged)])
+    points = merged([*known.held, *(each.restore_point() for each in logged), *known.here])
     labels = history.labels if history else {}
     return Offer(
         known.volume,
-        tuple(reachable([_labelled(each, labels) for each in points], inventory, lineage)),
+        tuple(_told_apart(reachable([_labelled(each, labels) for each in points], inventory, lineage), lineage)),
         lineage,
         inventory,
         history.complete_to_ns if history else None,
@@ -255,33 +293,39 @@ def _joined_offer(
         problem,
         groups,
         history.damage if history else None,
-        unkept=known.unkept(points) if history is None else None,
+        unkept=known.unkept() if history is None else None,
+        head=known.head,
+        end=history.end if history else None,
     )
 
 
 def _divided_offer(asked: Asked, known: _Known, history: LoggedHistory, groups: tuple[LoggedGroup, ...]) -> Offer:
     """Two histories: the log's points, on the snapshots that it bears out, and the pool's other snapshots (O2)."""
     assert asked.log is not None, "a log that denies something is there"
-    told = [_labelled(each.restore_point(), history.labels) for each in history.points]
+    lineage = _joined_lineage(known.view, known.volume.uuid, history)
+    told = _told_apart([_labelled(each.restore_point(), history.labels) for each in history.points], lineage)
     remembered = [each.restore_point() for each in known.remembered]
+    pools = merged([*known.held, *remembered, *known.here, *known.positions(history)])
     pools_lineage = _joined_lineage(known.view, known.volume.uuid, None)
     divided = Divided(
         known.volume.name,
-        History.of(
-            f"the pool {asked.name}", merged([*known.held, *remembered, *known.positions(history)]), pools_lineage
-        ),
+        History.of(f"the pool {asked.name}", _told_apart(pools, lineage), pools_lineage),
         History.of(f"the log {asked.log.name}", told, history.lineage),
         f"choose one: replicator restore {asked.log.name} {known.volume.name}@POINT has the log's points,"
         f" replicator restore {asked.name} {known.volume.name}@POINT --from-pool the pool's snapshots;"
         f" a new replica follows the log: replicator receiver run NEW_POOL --log {asked.log.name}",
     )
     common = [each for each in known.held if divided.side_of(each) == "both"]
-    inventory = Inventory(tuple(common), (), history.standing)
+    ours = [each for each in known.here if divided.is_only_the_pools(each)]
+    known_here = {_named(each) for each in ours}
+    alike = [each for each in remembered if _named(each) in known_here]
+    head = known.head.point if known.head is not None and divided.side_of(known.head.point) == "both" else None
+    inventory = Inventory(tuple(common), (), history.standing, head)
     points = reachable(merged([*common, *told]), inventory, history.lineage)
     return Offer(
         known.volume,
-        tuple(merged([*points, *(each for each in known.held if divided.is_only_the_pools(each))])),
-        _joined_lineage(known.view, known.volume.uuid, history),
+        tuple(_told_apart(merged([*points, *alike, *ours]), lineage)),
+        lineage,
         inventory,
         history.complete_to_ns,
         {(each.timeline, each.number): each.sequence for each in history.points},
@@ -289,6 +333,8 @@ def _divided_offer(asked: Asked, known: _Known, history: LoggedHistory, groups: 
         groups,
         history.damage,
         divided,
+        head=known.head,
+        end=history.end,
     )
 
 
@@ -316,7 +362,12 @@ def reachable(points: Iterable[RestorePoint], inventory: Inventory, lineage: Lin
         for each in inventory.standing
         if lineage.knows(each.timeline)
     }
-    return [each for each in points if each.materialised or _is_reachable(each, ways.get(each.timeline))]
+    head = inventory.head
+    return [
+        each
+        for each in points
+        if each.materialised or _is_reachable(each, ways.get(each.timeline)) or (head and _named(each) == _named(head))
+    ]
 
 
 def _is_reachable(point: RestorePoint, way: tuple[Stretch, int, list[int]] | None) -> bool:
@@ -337,5 +388,5 @@ def _ways(stretch: Stretch, inventory: Inventory, lineage: Lineage) -> tuple[int
             floor = missing[-1].end - 1
             break
     tip = Revision(stretch.timeline, stretch.end - 1)
-    held = (Revision(each.timeline, each.number) for each in inventory.points if each.dev_id is not None)
+    held = (Revision(each.timeline, each.number) for each in inventory.held if each.dev_id is not None)
     return floor, sorted([0, *(each.number for each in held if lineage.is_ancestor(each, tip))])

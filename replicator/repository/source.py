@@ -3,16 +3,17 @@
 Asked by restore, points and serve: which volumes, which points, which one is meant, and opened as a disk.
 
     source   points                                               bases
-    pool     snapshots kept as points, and the log's transactions materialised points, or nothing
-             that its catalogue remembers, and newer ones
+    pool     snapshots kept as points, a replica itself (head),   materialised points, the head,
+             and the log's transactions that its catalogue        or nothing
+             remembers, and newer ones
     log      its transactions                                     nothing
 
-What there is of one volume is offer's (S1 there). Of a pool whose log can't be reached the materialised points are
-left; `problem` says why. Of a pool that is asked `alone` they are all there is: its log isn't asked.
+What there is of one volume is offer's (S1 there). Of a pool whose log can't be reached the materialised points and the
+head are left; `problem` says why. Of a pool that is asked `alone` they are all there is: its log isn't asked.
 
 Invariants
-  S2  A base is leased before it is read, and its row is looked at again under the lease: a dev_id that was given anew
-      meanwhile is never taken for the point that it once was.
+  S2  A base is leased before it is read, and its row is looked at again under the lease, volume and digest too: a
+      dev_id that was given anew meanwhile is never taken for the point that it once was, nor is a head that went on.
   S3  A cut's label names what the members were at that instant: a transaction that was cut later, and has the number
       that an aborted one left behind, is never taken for it.
 
@@ -30,7 +31,8 @@ from uuid import UUID
 
 from replicator.errors import NotFoundError, ReplicatorError, UnavailableError, UsageError
 from replicator.history.groups import GroupPoint, Member
-from replicator.history.plan import EmptyBase, Plan, SnapshotBase
+from replicator.history.lineage import Revision
+from replicator.history.plan import EmptyBase, Plan, PointUnreachableError, SnapshotBase
 from replicator.history.points import (
     ByLabel,
     ByNumber,
@@ -48,7 +50,8 @@ from replicator.pool.metadata_device import has_metadata
 from replicator.pool.origins import open_origin
 from replicator.pool.reading import read_beside, read_pool
 from replicator.repository.catalogued import CataloguedPool, ReadPool
-from replicator.repository.groups import group_cut_of, groups_with
+from replicator.repository.groups import MemberCuts, groups_with
+from replicator.repository.head import held_row
 from replicator.repository.layers import Layers, collect, no_layers
 from replicator.repository.offer import Asked, Offer, read_offer
 from replicator.repository.point import Beneath, EmptyDisk, PointDisk
@@ -89,6 +92,8 @@ class Source:
     remembered: Mapping[Role, str] = field(default_factory=dict)
     places: tuple[Path, ...] = ()
     _offers: dict[UUID, Offer] = field(default_factory=dict)
+    _cuts: dict[UUID, tuple[Offer, MemberCuts]] = field(default_factory=dict)
+    _members: dict[UUID, NamedVolume] = field(default_factory=dict)
     _opened_logs: dict[str, RememberedLog] = field(default_factory=dict)
 
     def __enter__(self) -> Source:
@@ -151,7 +156,7 @@ class Source:
                 raise
             number = dict(cut.members)[offer.volume.uuid]
             point = found(replace(specification, wanted=ByNumber(None, number)))
-            if point != offer.at_cut(number, cut.number):  # S3
+            if point != self._cuts_of(offer).point_at(number, cut.number):  # S3
                 raise
             return offer, point
 
@@ -159,15 +164,23 @@ class Source:
 
     def group_of(self, offer: Offer, point: RestorePoint) -> GroupPoint | None:
         """The group's point that this one is a member's part of."""
-        cut = group_cut_of(offer.groups, point)
+        cut = self._cuts_of(offer).cut_of(point)
         return None if cut is None else self._group_point(cut)
 
+    def _cuts_of(self, offer: Offer) -> MemberCuts:
+        held = self._cuts.get(offer.volume.uuid)
+        if held is None or held[0] is not offer:
+            cuts = MemberCuts(offer.volume.uuid, offer.groups, offer.points)
+            held = self._cuts[offer.volume.uuid] = offer, cuts
+        return held[1]
+
     def _group_point(self, cut: LoggedGroup) -> GroupPoint:
-        names = {each.uuid: each for each in self.volumes()}
+        """The names are asked for once: each time is a walk through a log's catalogue."""
+        self._members = self._members or {each.uuid: each for each in self.volumes()}
         members = []
         for uuid, number in cut.members:
-            named = names.get(uuid)
-            there = named is not None and self.offer(named).at_cut(number, cut.number) is not None
+            named = self._members.get(uuid)
+            there = named is not None and self._cuts_of(self.offer(named)).point_at(number, cut.number) is not None
             members.append(Member(uuid, named.name if named else "", number, there))
         return GroupPoint(cut.uuid, cut.number, tuple(members), cut.labels)
 
@@ -204,13 +217,23 @@ class Source:
         raise UnavailableError(f"{before.disk.name} isn't there any more, or isn't the point that was served")
 
     def _opened(self, offer: Offer, point: RestorePoint, window_chunks: int) -> OpenedPoint:
+        """The point as a disk; where the head went on meanwhile, as it may each second, by a way that needs none."""
         planned = offer.plan(point)
-        disk = self._open_planned(offer, point, planned, window_chunks)
+        try:
+            disk = self._open_planned(offer, point, planned, window_chunks)
+        except _RetiredError as moved:
+            if not isinstance(planned.base, SnapshotBase) or not planned.base.is_head:
+                raise
+            try:
+                planned = offer.without_head().plan(point)
+            except PointUnreachableError:
+                raise moved from None
+            disk = self._open_planned(offer, point, planned, window_chunks)
         return OpenedPoint(disk, offer.volume, point, planned, offer.complete_to_of(point))
 
     def _open_planned(self, offer: Offer, point: RestorePoint, planned: Plan, window_chunks: int) -> PointDisk:
         with ExitStack() as held:
-            beneath = self._base(planned, held)
+            beneath = self._base(offer, planned, held)
             layers = no_layers()
             if planned.overlay:
                 layers = self._layers(offer, planned, beneath.disk.size_bytes)
@@ -226,33 +249,36 @@ class Source:
         after = offer.sequences.get((base.timeline, base.number))
         return collect(log, offer.volume.uuid, planned, base_size_bytes, after)
 
-    def _base(self, planned: Plan, held: ExitStack) -> Beneath:
-        if isinstance(planned.base, EmptyBase):
+    def _base(self, offer: Offer, planned: Plan, held: ExitStack) -> Beneath:
+        base = planned.base
+        if isinstance(base, EmptyBase):
             return Beneath(EmptyDisk())
-        assert isinstance(planned.base, SnapshotBase), "folds come with compaction"
-        snapshot = self._snapshot(planned.base.dev_id)
-        beneath = self._leased(snapshot, held)
-        place = (snapshot.timeline, snapshot.number)
-        if place != (planned.base.revision.timeline, planned.base.revision.number):
-            raise _RetiredError(f"the snapshot {snapshot.dev_id} became another one meanwhile")
-        return beneath
+        assert isinstance(base, SnapshotBase), "folds come with compaction"
+        row = self._row(base.dev_id)
+        if base.is_head:
+            assert offer.head is not None, "it was planned from there"
+            if row != offer.head.row:
+                raise _RetiredError(f"{offer.volume.name} went on from @{base.revision} meanwhile")
+        elif not _is_base(row, offer.volume.uuid, base.revision):
+            raise _RetiredError(f"the snapshot {row.dev_id} became another one meanwhile")
+        return self._leased(row, held)
 
-    def _snapshot(self, dev_id: int) -> Snapshot:
+    def _row(self, dev_id: int) -> Snapshot:
         assert self.pool is not None, "a snapshot is in a pool"
         try:
-            return self.pool.view().snapshot(dev_id)
+            return held_row(self.pool.view(), dev_id)
         except NotFoundError as error:
             raise _RetiredError(error.message) from None
 
     def _leased(self, snapshot: Snapshot, held: ExitStack) -> Beneath:
-        """The snapshot's disk under a lease, and its row as it was before (S2)."""
+        """The device's disk under a lease, and its row as it was before (S2)."""
         assert self.pool is not None, "a snapshot is in a pool"
         try:
             lease = held.enter_context(self.pool.lease([snapshot.dev_id]))
         except NotFoundError as error:
             raise _RetiredError(error.message) from None
-        if self._snapshot(snapshot.dev_id) != snapshot:
-            raise _RetiredError(f"the snapshot {snapshot.dev_id} became another one meanwhile")
+        if self._row(snapshot.dev_id) != snapshot:
+            raise _RetiredError(f"thin device {snapshot.dev_id} became another point meanwhile")
         rows = self.pool.view().volumes
         row = next((each.origin for each in rows if each.uuid == snapshot.volume), None)
         origin = held.enter_context(closing(open_origin(row))) if row is not None else None
@@ -275,8 +301,14 @@ class Source:
         return PointDisk(name, snapshot.size_bytes, replace(beneath, release=kept.close))
 
 
+def _is_base(row: Snapshot, volume: UUID, revision: Revision) -> bool:
+    """Whether the snapshot is this transaction of this volume, as far as digests are known."""
+    alike = (row.volume, row.timeline, row.number) == (volume, revision.timeline, revision.number)
+    return alike and (row.digest == revision.digest or not row.digest or not revision.digest)
+
+
 class _RetiredError(NotFoundError):
-    """The snapshot went away between looking and leasing."""
+    """The snapshot went away, or the head went on, between looking and leasing."""
 
 
 def require_source(text: str) -> None:

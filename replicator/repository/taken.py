@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import tzinfo
 from pathlib import Path
 from uuid import UUID
@@ -63,5 +64,7 @@ def _holder(source: Source, volume: NamedVolume, label: str, zone: tzinfo) -> st
         _, point = source.find(wanted, now_ns=time.time_ns(), accept_gap=True)
     except PointNotFoundError:
         known = source.pool.points(volume.uuid) if source.pool is not None else []
-        return next((f"@{each.number}" for each in known if label in each.labels), None)
+        branched = len(source.offer(volume).lineage.timelines) > 1
+        places = (replace(each.restore_point(), branched=branched).place for each in known if label in each.labels)
+        return next((f"@{place}" for place in places), None)
     return point.describe(zone)

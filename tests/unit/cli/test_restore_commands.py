@@ -347,7 +347,8 @@ def test_the_pool_names_a_log_that_is_away(ground: Ground, command: Command) -> 
     ground.log.rename(ground.folder / "elsewhere")
     listed = command("points", "list", ground.pool, "--json").document
     assert [each["number"] for each in listed] == [2]
-    assert "only snapshots are listed" in command("points", "list", ground.pool).err
+    for more in ([], ["--json"]):
+        assert "only what the pool holds is listed" in command("points", "list", ground.pool, *more).err
     command("restore", ground.pool, f"{NAME}@friday", "--to", ground.folder / "out.img")
     command("restore", ground.pool, f"{NAME}@3", "--to", ground.folder / "out2.img", code=5)
 

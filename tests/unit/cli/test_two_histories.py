@@ -39,7 +39,7 @@ def told(folder: Path, own: str, numbers: int) -> History:
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """A replica of the first history, which keeps 1 and 4, and a log that has the second one."""
+    """A replica of the first history, which is at 5 and keeps 1 and 4, and a log that has the second one."""
 
     folder: Path
     pool: Path
@@ -70,18 +70,24 @@ def ground(tmp_path: Path) -> Iterator[Ground]:
         volume = create_volume(pool, NAME, SIZE, uuid=ours.volume)
         for number in (1, 4):
             keep(pool, volume.dev_id, ours, number)
+        write(pool, volume.dev_id, ours, 5)
         last = points[5]
         position = Position(ours.volume, Role.APPLIED, 1, 5, last.digest, last.sequence, 1, last.timestamp_ns)
         pool.switch(Switch(changes=(Put(position), *(Put(each) for each in points.values()))))
     yield Ground(tmp_path, tmp_path / "pool", tmp_path, ours, ours).replace_log(3)
 
 
-def keep(pool: OwnedPool, dev_id: int, history: History, number: int) -> None:
-    """Have transaction `number` as a snapshot."""
+def write(pool: OwnedPool, dev_id: int, history: History, number: int) -> None:
+    """Have the volume itself be transaction `number`."""
     device = pool.engine.open_device(dev_id, SIZE, read_only=False)
     with pool.engine.gate.writing():
         device.pwrite(history.contents[1, number], 0)
     pool.flush()
+
+
+def keep(pool: OwnedPool, dev_id: int, history: History, number: int) -> None:
+    """Have transaction `number` as a snapshot."""
+    write(pool, dev_id, history, number)
     made = pool.cut(CutRequest(uuid4(), (history.volume,), Purpose.POINT))
     row = pool.view().snapshot(made.dev_ids[0])
     point = {each.number: each for each in read_history(history.log, history.volume).points}[number]
@@ -115,7 +121,9 @@ def test_what_only_one_history_can_mean_is_given(ground: Ground, command: Comman
         assert restored(ground, command, ground.pool, point) == ground.logs.contents[1, int(point)]
     for point in ("4", "1:4", "pool-keep"):
         assert restored(ground, command, ground.pool, point) == ground.ours.contents[1, 4]
-    assert "known to the pool" in command("restore", ground.pool, f"{NAME}@5", "--to", "-", code=5).err
+    assert restored(ground, command, ground.pool, "5") == ground.ours.contents[1, 5], "the replica is at it"
+    two = ground.replace_log(2)
+    assert "known to the pool" in command("restore", two.pool, f"{NAME}@3", "--to", "-", code=5).err
     six = ground.replace_log(6)
     assert restored(six, command, six.pool, "log-keep") == six.logs.contents[1, 4]
     assert restored(six, command, six.pool, "pool-keep") == six.ours.contents[1, 4]
@@ -132,19 +140,19 @@ def test_a_number_of_both_is_ambiguous(ground: Ground, command: Command, point: 
 def test_either_history_can_be_chosen(ground: Ground, command: Command) -> None:
     ground = ground.replace_log(6)
     assert restored(ground, command, ground.log, "latest") == ground.logs.contents[1, 6]
-    assert restored(ground, command, ground.pool, "latest", "--from-pool") == ground.ours.contents[1, 4]
-    ran = command("restore", ground.pool, f"{NAME}@latest", "--from-pool", "--to", "-", "--dry-run")
-    assert "itself is at @5" in ran.err
+    assert restored(ground, command, ground.pool, "latest", "--from-pool") == ground.ours.contents[1, 5]
+    plan = command("restore", ground.pool, f"{NAME}@latest", "--from-pool", "--to", "-", "--dry-run")
+    assert "the volume itself, @1:5" in plan.out and not plan.err
     command("restore", ground.log, f"{NAME}@latest", "--from-pool", "--to", "-", "--dry-run", code=2)
 
 
 def test_the_list_says_the_same(ground: Ground, command: Command) -> None:
     ran = command("points", "list", ground.pool, "--json", code=4)
     listed = {(each["number"], each["history"], each["materialised"]) for each in ran.document}
-    assert listed == {(1, "both", True), (2, "both", False), (3, "log", False), (4, "pool", True)}
+    assert listed == {(1, "both", True), (2, "both", False), (3, "log", False), (4, "pool", True), (5, "pool", False)}
     assert ran.error["kind"] == "two-histories"
     alone = command("points", "list", ground.pool, "--from-pool", "--json").document
-    assert [(each["number"], each["history"]) for each in alone] == [(1, None), (4, None)]
+    assert [(each["number"], each["history"]) for each in alone] == [(1, None), (4, None), (5, None)]
     shown = command("points", "show", ground.pool, f"{NAME}@4", "--json").document
     assert shown["history"] == "pool" and shown["complete_to"] is None and "two histories" in shown["two_histories"]
 
@@ -158,7 +166,7 @@ def test_a_log_that_has_nothing_of_the_volume_is_another_history(ground: Ground,
     for line in (("restore", ground.pool, f"{NAME}@latest", "--to", ground.folder / "out.img"),):
         assert command(*line, "--json", code=4).error["kind"] == "two-histories"
     alone = command("points", "list", ground.pool, "--from-pool", "--json").document
-    assert [each["number"] for each in alone] == [1, 4]
+    assert [each["number"] for each in alone] == [1, 4, 5]
 
 
 def test_a_replica_comes_from_the_log_that_is_followed(ground: Ground, command: Command) -> None:
@@ -174,7 +182,7 @@ def test_a_replica_comes_from_the_log_that_is_followed(ground: Ground, command: 
         remember_log(pool, Role.APPLIED, str(ground.folder / "other"))
         remember_log(pool, Role.PUBLISHED, str(folder))
     told_of = command("points", "show", ground.pool, f"{NAME}@latest", "--json").document
-    assert told_of["number"] == 4 and "there is no log" in told_of["log_problem"]
+    assert told_of["number"] == 5 and "there is no log" in told_of["log_problem"]
 
 
 def test_one_history_is_one(ground: Ground, command: Command) -> None:

@@ -95,7 +95,12 @@ def test_a_base_that_another_one_replaces_behind_the_judgement() -> None:
     source = stand.source()
     offer = source.offer(source.volume(NAME))
     wrong = replace(offer.points[1], digest=bytes(16))
-    source._offers[offer.volume.uuid] = replace(offer, inventory=replace(offer.inventory, points=(wrong,)))
+    misjudged = replace(offer, inventory=replace(offer.inventory, points=(wrong,)))
+    source._offers[offer.volume.uuid] = misjudged
+    with source.open_point(f"{NAME}@3", now_ns=NOW_NS).disk as disk:
+        assert disk.pread(SIZE, 0) == stand.history.contents[1, 3], "another row than was planned with: judged again"
+    stand.pool.snapshots[0] = replace(stand.pool.snapshots[0], digest=bytes(16))
+    source._offers[offer.volume.uuid] = misjudged
     with pytest.raises(HistoryConflictError) as caught:
         source.open_point(f"{NAME}@3", now_ns=NOW_NS)
     assert caught.value.exit_code == 4 and stand.pool.leased == 0
