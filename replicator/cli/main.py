@@ -22,7 +22,7 @@ from typing import NoReturn
 
 import click
 
-from replicator.errors import ReplicatorError
+from replicator.errors import ReplicatorError, UsageError
 
 _COMMANDS = {
     "check": ("replicator.cli.monitor", "For monitoring: one line, exit code as Nagios reads it."),
@@ -111,6 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def run(args: list[str]) -> int:
     """Run one command line; returns the exit code, having told what went wrong."""
     try:
+        if any("\0" in each for each in args):
+            raise UsageError("an argument holds a NUL byte, which no name or path can", mend="leave it out")
         result = cli.main(args=args, prog_name="replicator", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except ReplicatorError as error:

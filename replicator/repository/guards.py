@@ -1,6 +1,7 @@
 """Whether a target may be written by a restore: what stands there, and every reason against it. Nothing is changed.
 
-Asked by restore before anything is written, and by its dry run. What the kernel says of mounts comes in as `Machine`.
+Asked by restore before anything is written, again before a file is replaced, and by its dry run. What the kernel says
+of mounts comes in as `Machine`.
 
     refused                     how it is known
     mounted                     /proc/self/mountinfo: the device, a partition of it, or something on the file
@@ -43,6 +44,7 @@ _READ_BYTES = MIB
 Read = Callable[[int, int], bytes]
 """(length_bytes, offset_bytes) -> what is expected there."""
 
+_OF_CONTENT = ("it is not empty", "the file is smaller")
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
@@ -84,12 +86,13 @@ class Target:
     def require_allowed(self) -> None:
         """ConflictError unless nothing speaks against it."""
         if self.refusals:
-            mend = "name another target" if not _only_full(self.refusals) else "name another target, or add --overwrite"
+            mend = "name another target, or add --overwrite" if self.is_only_full else "name another target"
             raise ConflictError(f"{self.path} can't be restored to: {'; '.join(self.refusals)}", mend=mend)
 
-
-def _only_full(refusals: tuple[str, ...]) -> bool:
-    return all(each.startswith("it is not empty") or each.startswith("the file is smaller") for each in refusals)
+    @property
+    def is_only_full(self) -> bool:
+        """Whether it is refused, and only for what it holds."""
+        return bool(self.refusals) and all(each.startswith(_OF_CONTENT) for each in self.refusals)
 
 
 def inspect_target(

@@ -1,7 +1,8 @@
 """Restoring a point to a file, a device or stdout: plan, guards, copy, read back.
 
 The last station: a PointDisk comes in (point), a Target that was allowed (guards) is written (target), progress is kept
-beside it (resume). Reading, decompressing, hashing and writing go on in a few threads, a piece each.
+beside it (resume), all is read back (readback). Reading, decompressing, hashing and writing go on in a few threads, a
+piece each.
 
 A file is written under another name, .NAME.restoring, and takes its own at the end: whatever fails on the way, what
 stood at the target is as it was.
@@ -14,23 +15,28 @@ stood at the target is as it was.
     pieces written                         as it was   some beyond what is done      goes on at done, cut to it first
     flushed, state not yet replaced        as it was   more done than the state says goes on at the older done
     all flushed, read back                 as it was   complete                      reads back again
+    what an earlier run wrote, and was     as it was   some pieces torn              reads back again, and writes those
+    changed since, written once more                                                 once more
+    read back, refused by the guards now   as it was   complete                      refused, or reads back again
     renamed                                complete    none                          refused as not empty
     state removed                          complete    none                          refused as not empty
 
 A device is written in place, after its guards, and isn't cut: what it has beyond `done` is overwritten, zeros
 included. A failed restore leaves the state, so that another one of the same point goes on: where the target still
-holds what was written (resume, R4), and a device, unless it is overwritten, nothing else.
+holds what was written (resume, R4), and a device, unless it is overwritten, nothing else. One that failed when it was
+read back goes on there: by then all that was written is an earlier run's (readback).
 
 Invariants
-  E1  Before every refusal nothing was written.
+  E1  Before a plan is refused nothing was written; what is refused later (E4) keeps its bytes, and those restored.
   E2  In memory: 2 pieces a thread, and 16 bytes a piece of what was written.
   E3  When it returns, the target was synced, read back, and equal by the xxh3-128 of every piece (not of streams).
+  E4  A file is replaced only if the guards allow it then, too: hours lie between the plan and the new name.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -41,11 +47,12 @@ from typing import Protocol
 
 import numpy as np
 
-from replicator.errors import DamageError
+from replicator.errors import ConflictError, NotFoundError, UsageError
 from replicator.events.digests import digest128
 from replicator.history.plan import SnapshotBase
 from replicator.repository.guards import Machine, Target, TargetKind, inspect_target
 from replicator.repository.point import DATA, PointDisk
+from replicator.repository.readback import Progress, ReadBack, ReadBackSettings
 from replicator.repository.resume import (
     RestoreState,
     drop_state,
@@ -71,8 +78,6 @@ THREADS_DEFAULT = 4
 """Two cores decompress and hash, the others wait for disks (measured: more gain nothing)."""
 
 _LOOK_BYTES = GIB  # how far ahead runs are asked for at once; whole pieces
-_DIGEST_BYTES = 16
-Progress = Callable[[int], None]
 
 
 class OpenWriter(Protocol):
@@ -96,18 +101,25 @@ class RestoreSettings:
 
 @dataclass(frozen=True, slots=True)
 class RestorePlan:
-    """What a restore would do, and what speaks against it."""
+    """What a restore would do, and what speaks against it; `own` are the source's folders.
+
+    `unfinished`: VOLUME@T:N of another point, whose restore to the same target was interrupted.
+    """
 
     opened: OpenedPoint
     target: Target
     overwrite: bool
     resumes_at: int = 0
+    own: tuple[Path, ...] = ()
+    unfinished: str = ""
 
     @property
     def base(self) -> str:
         """What is read first, for people."""
         base = self.opened.plan.base
-        return f"snapshot @{base.revision}" if isinstance(base, SnapshotBase) else "nothing (zeros)"
+        if not isinstance(base, SnapshotBase):
+            return "nothing (zeros)"
+        return f"{'the volume itself,' if base.is_head else 'snapshot'} @{base.revision}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +129,8 @@ class RestoreReport:
     written_bytes: int
     resumed_at_bytes: int
     verified: bool
+    rewritten_bytes: int = 0
+    """Of what earlier runs wrote: changed since, and written once more."""
 
 
 def plan_restore(
@@ -127,20 +141,46 @@ def plan_restore(
     if to == "-":
         return RestorePlan(opened, Target(Path("-"), TargetKind.STREAM, size), overwrite)
     path = Path(to).resolve()
-    earlier = _earlier(opened, path)
+    earlier, unfinished = _earlier(opened, path), _unfinished(opened, path)
     left = partial(_left, opened.disk) if earlier is not None else None
     target = inspect_target(to, size, overwrite=overwrite, left=left, own=own, machine=machine)
     if target.kind is not TargetKind.DEVICE and (reason := foreign_reason(path)):
         target = replace(target, refusals=(*target.refusals, reason))
-    return RestorePlan(opened, target, overwrite, earlier.done_bytes if earlier else 0)
+    elif target.kind is TargetKind.DEVICE and target.is_only_full and unfinished:
+        reason = f"{target.refusals[-1]}; a restore to it wasn't finished, and goes on with {unfinished}"
+        target = replace(target, refusals=(*target.refusals[:-1], reason))
+    return RestorePlan(opened, target, overwrite, earlier.done_bytes if earlier else 0, own, unfinished)
 
 
 def _earlier(opened: OpenedPoint, path: Path) -> RestoreState | None:
     """The state of an interrupted restore of the same point to the same target, which holds what was written."""
-    state, placed = read_state(state_path(path)), _placed(path)
-    if state is None or not placed.exists() or not state.is_of(state_of(opened, placed)):
+    state = _standing(opened, path)
+    if state is None or not state.is_of(state_of(opened, _placed(path))):
         return None
-    return state if still_there(opened, placed, state.done_bytes) else None
+    return state if still_there(opened, _placed(path), state.done_bytes) else None
+
+
+def _unfinished(opened: OpenedPoint, path: Path) -> str:
+    """VOLUME@T:N of an interrupted restore of another point to the same target; empty where there is none."""
+    state = _standing(opened, path)
+    if state is None or state.is_of(state_of(opened, _placed(path))):
+        return ""
+    volume = opened.volume.name if state.volume == str(opened.volume.uuid) else state.volume
+    return f"{volume}@{state.timeline}:{state.number}"
+
+
+def _standing(opened: OpenedPoint, path: Path) -> RestoreState | None:
+    """The state of an interrupted restore to the same file or device, of whatever point."""
+    state, placed = read_state(state_path(path)), _placed(path)
+    return state if state is not None and placed.exists() and state.is_at(state_of(opened, placed)) else None
+
+
+def goes_on(plan: RestorePlan) -> bool:
+    """Whether a restore that ended early left something with which the next one of the same point goes on."""
+    if plan.target.kind is TargetKind.STREAM:
+        return False
+    state = _standing(plan.opened, plan.target.path)
+    return state is not None and state.is_of(state_of(plan.opened, _placed(plan.target.path)))
 
 
 def _left(disk: PointDisk, length_bytes: int, offset_bytes: int) -> bytes:
@@ -155,50 +195,81 @@ def _placed(path: Path) -> Path:
 
 
 def restore(
-    plan: RestorePlan, progress: Progress = lambda _: None, settings: RestoreSettings | None = None
+    plan: RestorePlan,
+    progress: Progress = lambda _: None,
+    settings: RestoreSettings | None = None,
+    *,
+    reading_back: Progress = lambda _: None,
 ) -> RestoreReport:
-    """Do what was planned; ConflictError, with nothing written, where something speaks against it (E1)."""
+    """Do what was planned; ConflictError, with nothing written, where something speaks against it (E1).
+
+    `progress` hears up to where it was copied, `reading_back` up to where it was read back.
+    """
     settings = settings or RestoreSettings()
     plan.target.require_allowed()
+    progress(plan.resumes_at)
     if plan.target.kind is TargetKind.STREAM:
         return to_stream(plan.opened.disk, StreamWriter(), progress, settings)
     placed = _placed(plan.target.path)
     with closing(settings.open_writer(placed, create=plan.target.kind is not TargetKind.DEVICE)) as writer:
-        report = _to_place(plan, writer, placed, progress, settings)
+        report = _to_place(plan, writer, placed, (progress, reading_back), settings)
         if plan.target.kind is not TargetKind.DEVICE:
-            take_name(placed, plan.target.path, replace=plan.target.kind is not TargetKind.ABSENT)
+            take_name(placed, plan.target.path, replace=_may_replace(plan, placed))
     drop_state(state_path(plan.target.path))
     return report
 
 
 def _to_place(
-    plan: RestorePlan, writer: PlacedWriter, placed: Path, progress: Progress, settings: RestoreSettings
+    plan: RestorePlan, writer: PlacedWriter, placed: Path, told: tuple[Progress, Progress], settings: RestoreSettings
 ) -> RestoreReport:
     disk, kept = plan.opened.disk, state_path(plan.target.path)
     size, begin = disk.size_bytes, plan.resumes_at
     state = replace(state_of(plan.opened, placed), done_bytes=begin)
     write_state(kept, state)
     writer.cut(begin, size)
-    with _Copy(disk, writer, begin, settings) as copy:
+    rewrite = plan.overwrite or plan.target.kind is not TargetKind.DEVICE
+    reading = ReadBackSettings(settings.piece_bytes, settings.checkpoint_bytes, rewrite)
+    with _Copy(disk, writer, ReadBack(disk, writer, begin, reading), settings) as copy:
         for at in range(begin, size, settings.checkpoint_bytes):
             end = min(at + settings.checkpoint_bytes, size)
-            copy.copy(at, end, progress)
+            copy.copy(at, end, told[0])
             writer.flush()
             state = replace(state, done_bytes=end)
             write_state(kept, state)
-        copy.verify(writer)
-    return RestoreReport(copy.written_bytes, begin, True)
+        rewritten = copy.read_back(told[1])
+    return RestoreReport(copy.written_bytes, begin, True, rewritten)
+
+
+def _may_replace(plan: RestorePlan, placed: Path) -> bool:
+    """Whether there is a file to replace, by the guards as they are now (E4); ConflictError where they forbid it."""
+    path = plan.target.path
+    try:
+        now = inspect_target(str(path), plan.opened.disk.size_bytes, overwrite=plan.overwrite, own=plan.own)
+    except (UsageError, NotFoundError) as error:
+        raise _changed(plan, placed, error.message) from None
+    if now.path != path or now.kind is TargetKind.DEVICE:
+        raise _changed(plan, placed, f"it is {now.path} now, a {now.kind}")
+    if now.refusals:
+        raise _changed(plan, placed, "; ".join(now.refusals))
+    return TargetKind.ABSENT not in (plan.target.kind, now.kind)
+
+
+def _changed(plan: RestorePlan, placed: Path, why: str) -> ConflictError:
+    path = plan.target.path
+    return ConflictError(
+        f"{path} changed while the restore ran: {why}; it stays as it is, and what was restored is whole, in {placed}",
+        mend=f"mv {placed} to where it should be; or free {path}{'' if plan.overwrite else ' (or add --overwrite)'},"
+        " and restore once more: nothing is copied twice",
+    )
 
 
 class _Copy:
     """Pieces on their way from a disk to a place, in threads, bounded (E2)."""
 
-    def __init__(self, disk: PointDisk, writer: PlacedWriter, begin: int, settings: RestoreSettings) -> None:
-        self._disk, self._writer, self._begin = disk, writer, begin
+    def __init__(self, disk: PointDisk, writer: PlacedWriter, read_back: ReadBack, settings: RestoreSettings) -> None:
+        self._disk, self._writer, self._read_back = disk, writer, read_back
         self._threads, self._piece_bytes = settings.threads, settings.piece_bytes
         self._executor = ThreadPoolExecutor(settings.threads, "restore")
-        self._digests = bytearray(-(-(disk.size_bytes - begin) // self._piece_bytes) * _DIGEST_BYTES)
-        self._zeros = digest128(bytes(self._piece_bytes))
         self.written_bytes = 0
 
     def __enter__(self) -> _Copy:
@@ -217,7 +288,7 @@ class _Copy:
                     self._done(pending.popleft(), progress)
             else:
                 self._writer.zero(at, length)
-                self._note(at, self._zeros if length == self._piece_bytes else digest128(bytes(length)))
+                self._read_back.note_zeros(at)
         while pending:
             self._done(pending.popleft(), progress)
         progress(end)
@@ -229,39 +300,13 @@ class _Copy:
 
     def _done(self, future: Future[tuple[int, bytes, int]], progress: Progress) -> None:
         at, digest, written = future.result()
-        self._note(at, digest)
+        self._read_back.note(at, digest)
         self.written_bytes += written
         progress(at)
 
-    def _note(self, at: int, digest: bytes) -> None:
-        place = (at - self._begin) // self._piece_bytes * _DIGEST_BYTES
-        self._digests[place : place + _DIGEST_BYTES] = digest
-
-    def verify(self, writer: PlacedWriter) -> None:
-        """Read all of it back (E3); what an earlier run wrote is held against the disk itself."""
-        size, step = self._disk.size_bytes, self._piece_bytes
-        pending: deque[Future[None]] = deque()
-        for at in range(0, size, step):
-            pending.append(self._executor.submit(self._verify_piece, writer, at, min(step, size - at)))
-            if len(pending) >= 4 * self._threads:
-                pending.popleft().result()
-        while pending:
-            pending.popleft().result()
-
-    def _verify_piece(self, writer: PlacedWriter, at: int, length: int) -> None:
-        if at >= self._begin:
-            place = (at - self._begin) // self._piece_bytes * _DIGEST_BYTES
-            expected = bytes(self._digests[place : place + _DIGEST_BYTES])
-        else:
-            expected = digest128(self._disk.pread(length, at))
-        if expected == self._zeros and writer.is_hole(at, at + length):
-            return
-        found = digest128(writer.read(length, at))
-        if found != expected:
-            raise DamageError(
-                f"{writer.name} at byte {at}: read back with hash {found.hex()}, written with {expected.hex()}",
-                mend="look at the disk, and restore to another one",
-            )
+    def read_back(self, progress: Progress) -> int:
+        """Read all of it back (E3); how many bytes had to be written once more."""
+        return self._read_back.check(self._executor, progress)
 
 
 def pieces(disk: PointDisk, begin: int, end: int, step: int = PIECE_BYTES) -> Iterator[tuple[int, int, bool]]:

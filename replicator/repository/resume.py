@@ -61,6 +61,10 @@ class RestoreState:
         """Whether both are of one point and one target (R2)."""
         return replace(self, done_bytes=0) == replace(other, done_bytes=0) and 0 <= self.done_bytes <= self.size_bytes
 
+    def is_at(self, other: RestoreState) -> bool:
+        """Whether both are of one target, whatever the point."""
+        return (self.device, self.inode) == (other.device, other.inode)
+
 
 def state_of(opened: OpenedPoint, target: Path) -> RestoreState:
     """A restore of this point to what stands at `target`, just begun."""

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,52 +11,17 @@ import pytest
 from replicator._buffer import Buffer
 from replicator.errors import ConflictError, DamageError, DeviceError
 from replicator.log.object_log import ObjectLog
-from replicator.repository.restore import RestoreReport, RestoreSettings, plan_restore, restore
+from replicator.repository.restore import RestoreSettings, plan_restore, restore
 from replicator.repository.resume import partial_path, read_state, state_path
 from replicator.repository.source import Source
 from replicator.repository.target import PlacedWriter, open_placed
 from replicator.units import CHUNK_BYTES
 from tests.support.faulty_files import CrashError
 from tests.support.memory_objects import MemoryStore
+from tests.support.restoring import NOW_NS, content, go, loop_device
 from tests.support.volume_histories import History
 
-NOW_NS = 1_800_000_000_000_000_000
 SIZE = 10 * CHUNK_BYTES + 1536
-
-
-class DyingWriter(PlacedWriter):
-    """A writer whose `at`-th call kills the process; half of a dying write is done."""
-
-    def __init__(self, real: PlacedWriter, at: int) -> None:
-        super().__init__(Path(real.name), real._fd)
-        self._calls_left = at
-        self.dead = False
-
-    def _call(self) -> None:
-        self._calls_left -= 1
-        if self._calls_left <= 0:
-            self.dead = True
-            raise CrashError
-
-    def write(self, data: Buffer, offset_bytes: int) -> None:
-        try:
-            self._call()
-        except CrashError:
-            super().write(memoryview(data)[: len(data) // 2], offset_bytes)
-            raise
-        super().write(data, offset_bytes)
-
-    def cut(self, done_bytes: int, size_bytes: int) -> None:
-        self._call()
-        super().cut(done_bytes, size_bytes)
-
-    def flush(self) -> None:
-        self._call()
-        super().flush()
-
-    def read(self, length_bytes: int, offset_bytes: int) -> bytes:
-        self._call()
-        return super().read(length_bytes, offset_bytes)
 
 
 @pytest.fixture
@@ -71,25 +33,6 @@ def source() -> Source:
     history.write(CHUNK_BYTES, bytes(CHUNK_BYTES))
     history.close()
     return Source("log", log=history.log)
-
-
-def content(source: Source, text: str = "disk-1@latest") -> bytes:
-    with source.open_point(text, now_ns=NOW_NS).disk as disk:
-        return disk.pread(disk.size_bytes, 0)
-
-
-def go(
-    source: Source, path: Path, at: int = 1 << 30, text: str = "disk-1@latest", *, overwrite: bool = False
-) -> RestoreReport:
-    """One run, which dies at its `at`-th call of the writer."""
-
-    def opened_dying(path: Path, *, create: bool = False) -> PlacedWriter:
-        return DyingWriter(open_placed(path, create=create), at)
-
-    settings = RestoreSettings(1, CHUNK_BYTES, 2 * CHUNK_BYTES, opened_dying)
-    opened = source.open_point(text, now_ns=NOW_NS)
-    with opened.disk:
-        return restore(plan_restore(opened, str(path), overwrite=overwrite), settings=settings)
 
 
 @pytest.mark.parametrize("before", [None, b"precious"])
@@ -152,17 +95,9 @@ def test_what_is_not_there_any_more_is_written_again(source: Source, tmp_path: P
 
 @pytest.fixture
 def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty loop device that is larger than the volume; its restores' states are kept here."""
-    if os.geteuid() != 0 or shutil.which("losetup") is None:
-        pytest.skip("this host gives no loop devices")
-    (tmp_path / "disk").write_bytes(bytes(2 * SIZE))
-    command = ["losetup", "--find", "--show", str(tmp_path / "disk")]
-    made = subprocess.run(command, capture_output=True, text=True, check=False)
-    if made.returncode:
-        pytest.skip("this host gives no loop devices")
-    monkeypatch.setattr("replicator.repository.resume._SYSTEM", tmp_path / "states")
-    yield Path(made.stdout.strip())
-    subprocess.run(["losetup", "--detach", made.stdout.strip()], check=True)
+    """An empty loop device that is larger than the volume."""
+    with loop_device(tmp_path, 2 * SIZE, monkeypatch) as made:
+        yield made
 
 
 @pytest.mark.parametrize("at", [3, 10])

@@ -212,3 +212,18 @@ def test_a_full_pool_refuses_the_import_and_has_all_its_room_again(
     shown = command("pool", "status", tmp_path / "p", "--json").document
     assert (shown["data"]["used_blocks"], shown["volumes"]) == (0, 0)
     command("pool", "check", tmp_path / "p")
+
+
+@pytest.mark.parametrize(
+    "line", ["restore POOL v@1 --to OUT", "restore POOL v@1 --to -", "serve POOL v", "volume export POOL v OUT"]
+)
+def test_a_nul_byte_is_wrong_usage_wherever_it_stands(
+    command: Command, ground: dict[str, Path], tmp_path: Path, line: str
+) -> None:
+    """No shell can give one; a program that calls us may."""
+    before, arguments = tree_of(tmp_path), words(line, ground)
+    for at in range(1, len(arguments)):
+        spoilt = [f"{each}\0x" if i == at else each for i, each in enumerate(arguments)]
+        error = command(*spoilt, "--json", code=2).error
+        assert error["kind"] == "usage" and "NUL" in error["message"]
+    assert tree_of(tmp_path) == before
