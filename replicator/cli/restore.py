@@ -10,6 +10,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ import click
 
 from replicator.cli.point_notes import from_pool_option, warn
 from replicator.cli.show import json_option, local_zone, print_facts, print_json, progress, size_text
-from replicator.errors import ReplicatorError, UnavailableError, UsageError
+from replicator.errors import DamageError, ReplicatorError, UnavailableError, UsageError
 
 if TYPE_CHECKING:
     from replicator.repository.restore import RestorePlan, RestoreReport
@@ -81,7 +82,8 @@ def restore(
                 plan.target.require_allowed()
                 return None
             plan.target.require_allowed()
-            report = _carried_out(plan, _again(plan, source, point, to, from_pool), as_json)
+            again = partial(_again, plan, source, point, to, from_pool)
+            report = _carried_out(plan, again, as_json)
     _tell(plan, report, document if as_json else None)
     return None
 
@@ -94,7 +96,7 @@ def _require_stdout(as_json: bool) -> None:
         raise UsageError("stdout is a terminal: a disk's bytes would only spoil it", mend="pipe or redirect it")
 
 
-def _carried_out(plan: RestorePlan, again: str, as_json: bool) -> RestoreReport:
+def _carried_out(plan: RestorePlan, again: Callable[..., str], as_json: bool) -> RestoreReport:
     from replicator.repository.restore import restore as carry_out
 
     if not as_json:
@@ -161,24 +163,31 @@ def _tell_plan(plan: RestorePlan) -> None:
         click.echo(f"an unfinished restore of {plan.unfinished} to the same target is given up", err=True)
 
 
-def _again(plan: RestorePlan, source: str, point: str, to: str, from_pool: bool) -> str:
-    """The command that goes on, whatever `latest` means by then."""
+def _again(plan: RestorePlan, source: str, point: str, to: str, from_pool: bool, *, overwrite: bool) -> str:
+    """The command that goes on, whatever `latest` means by then; empty where a terminal can't show its names."""
     found = plan.opened.point
     exact = f"{point.partition('@')[0]}@{found.timeline}:{found.number}"
-    flags = [*(["--overwrite"] if plan.overwrite else []), *(["--from-pool"] if from_pool else [])]
-    return shlex.join(["replicator", "restore", source, exact, "--to", to, *flags])
+    flags = [*(["--overwrite"] if overwrite else []), *(["--from-pool"] if from_pool else [])]
+    options, named = ["--to", to, *flags], [source, exact]
+    words = [*options, "--", *named] if source.startswith("-") else [*named, *options]
+    command = shlex.join(["replicator", "restore", *words])
+    return command if command.isprintable() else ""
 
 
 @contextmanager
-def _told_how_it_goes_on(plan: RestorePlan, again: str, as_json: bool) -> Iterator[None]:
+def _told_how_it_goes_on(plan: RestorePlan, again: Callable[..., str], as_json: bool) -> Iterator[None]:
     """Whatever ends the block early, and leaves something to go on with, says by which command."""
+    from replicator.repository.readback import ChangedSinceError, NotAsWrittenError
     from replicator.repository.restore import goes_on
 
     try:
         yield
     except BaseException as error:
-        if goes_on(plan):
-            words = f"it goes on with: {again}"
+        own = isinstance(error, ChangedSinceError | NotAsWrittenError)
+        command = again(overwrite=plan.overwrite or own)
+        is_the_points = isinstance(error, DamageError) and not own  # it would be met once more
+        if command and not is_the_points and goes_on(plan):
+            words = f"it goes on with: {command}"
             if isinstance(error, ReplicatorError):
                 error.mend = f"{error.mend}; {words}" if error.mend else words
             elif not as_json:

@@ -31,6 +31,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 
@@ -112,7 +113,7 @@ def inspect_target(
     path = Path(text).resolve()
     machine = machine or Machine.here()
     if not path.parent.is_dir():
-        raise NotFoundError(f"there is no folder {path.parent}", mend=f"mkdir -p {path.parent}")
+        raise NotFoundError(f"there is no folder {path.parent}", mend=f"mkdir -p {quote(str(path.parent))}")
     try:
         status = path.stat()
     except FileNotFoundError:

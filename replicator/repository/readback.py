@@ -35,6 +35,14 @@ _AHEAD = 16  # pieces that are read at once, or wait to be looked at
 Progress = Callable[[int], None]
 
 
+class NotAsWrittenError(DamageError):
+    """The disk gave back something else than was written; a restore that may overwrite writes it once more."""
+
+
+class ChangedSinceError(ConflictError):
+    """Somebody's bytes stand where an interrupted restore had written; one that may overwrite writes it once more."""
+
+
 @dataclass(frozen=True, slots=True)
 class ReadBackSettings:
     """`span_bytes`: whole pieces, after which what differed is written and synced; `rewrite`: whether it may be."""
@@ -113,7 +121,7 @@ class ReadBack:
 
     def _write_again(self, executor: Executor, changed: list[int]) -> None:
         if not self._settings.rewrite:
-            raise ConflictError(
+            raise ChangedSinceError(
                 f"{self._writer.name} at byte {changed[0]}: what an interrupted restore wrote was changed since",
                 mend="see who uses it; with --overwrite what was changed is written once more",
             )
@@ -123,9 +131,9 @@ class ReadBack:
         if still := self._differing(executor, changed):
             raise self._damage(still[0])
 
-    def _damage(self, at: int) -> DamageError:
+    def _damage(self, at: int) -> NotAsWrittenError:
         again = "restore once more" if self._settings.rewrite else "restore once more, with --overwrite"
-        return DamageError(
+        return NotAsWrittenError(
             f"{self._writer.name} at byte {at}: read back otherwise than it was written",
             mend=f"{again}: what differs is written again; if it ends so again, look at the disk, and take another",
         )

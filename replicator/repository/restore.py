@@ -43,6 +43,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from shlex import quote
 from typing import Protocol
 
 import numpy as np
@@ -141,13 +142,15 @@ def plan_restore(
     if to == "-":
         return RestorePlan(opened, Target(Path("-"), TargetKind.STREAM, size), overwrite)
     path = Path(to).resolve()
+    if not path.name:
+        raise UsageError(f"{path} is the root folder", mend="name a file, a block device or -")
     earlier, unfinished = _earlier(opened, path), _unfinished(opened, path)
     left = partial(_left, opened.disk) if earlier is not None else None
     target = inspect_target(to, size, overwrite=overwrite, left=left, own=own, machine=machine)
     if target.kind is not TargetKind.DEVICE and (reason := foreign_reason(path)):
         target = replace(target, refusals=(*target.refusals, reason))
     elif target.kind is TargetKind.DEVICE and target.is_only_full and unfinished:
-        reason = f"{target.refusals[-1]}; a restore to it wasn't finished, and goes on with {unfinished}"
+        reason = f"{target.refusals[-1]}; a restore of {unfinished} to it wasn't finished"
         target = replace(target, refusals=(*target.refusals[:-1], reason))
     return RestorePlan(opened, target, overwrite, earlier.done_bytes if earlier else 0, own, unfinished)
 
@@ -179,8 +182,11 @@ def goes_on(plan: RestorePlan) -> bool:
     """Whether a restore that ended early left something with which the next one of the same point goes on."""
     if plan.target.kind is TargetKind.STREAM:
         return False
-    state = _standing(plan.opened, plan.target.path)
-    return state is not None and state.is_of(state_of(plan.opened, _placed(plan.target.path)))
+    try:
+        state = _standing(plan.opened, plan.target.path)
+        return state is not None and state.is_of(state_of(plan.opened, _placed(plan.target.path)))
+    except OSError:  # of a disk that dies; what ended the restore is told
+        return False
 
 
 def _left(disk: PointDisk, length_bytes: int, offset_bytes: int) -> bytes:
@@ -236,6 +242,8 @@ def _to_place(
             writer.flush()
             state = replace(state, done_bytes=end)
             write_state(kept, state)
+        if begin == size:
+            writer.flush()  # an earlier run may have died before what it wrote once more was synced (E3)
         rewritten = copy.read_back(told[1])
     return RestoreReport(copy.written_bytes, begin, True, rewritten)
 
@@ -258,8 +266,8 @@ def _changed(plan: RestorePlan, placed: Path, why: str) -> ConflictError:
     path = plan.target.path
     return ConflictError(
         f"{path} changed while the restore ran: {why}; it stays as it is, and what was restored is whole, in {placed}",
-        mend=f"mv {placed} to where it should be; or free {path}{'' if plan.overwrite else ' (or add --overwrite)'},"
-        " and restore once more: nothing is copied twice",
+        mend=f"mv {quote(str(placed))} to where it should be; or free {path}"
+        f"{'' if plan.overwrite else ' (or add --overwrite)'}, and restore once more: nothing is copied twice",
     )
 
 

@@ -26,6 +26,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from shlex import quote
 from typing import BinaryIO, Protocol
 
 from replicator._buffer import Buffer
@@ -168,7 +169,7 @@ def _rename_new(partial: Path, target: Path) -> None:
     if number == errno.EEXIST or (number in (errno.EINVAL, errno.ENOSYS) and target.exists()):
         raise ConflictError(
             f"{target} came while the restore ran; what was restored is whole, in {partial}",
-            mend=f"mv {partial} to where it should be",
+            mend=f"mv {quote(str(partial))} to where it should be",
         )
     if number in (errno.EINVAL, errno.ENOSYS):
         partial.rename(target)

@@ -6,6 +6,7 @@ import errno
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -133,6 +134,46 @@ def test_what_was_changed_meanwhile_is_written_once_more(source: Source, tmp_pat
     spoil(partial_path(path), at)
     report = go(source, path)
     assert ZEROS < report.resumed_at_bytes < SIZE and report.rewritten_bytes == CHUNK_BYTES
+    assert path.read_bytes() == content(source)
+
+
+class Sequence(PlacedWriter):
+    """A disk that keeps what was asked of it, in order; its first flush fails where `fails` says so."""
+
+    calls: ClassVar[list[str]] = []
+    fails = False
+
+    def write(self, data: Buffer, offset_bytes: int) -> None:
+        self.calls.append("write")
+        super().write(data, offset_bytes)
+
+    def read(self, length_bytes: int, offset_bytes: int) -> bytes:
+        self.calls.append("read")
+        return super().read(length_bytes, offset_bytes)
+
+    def flush(self) -> None:
+        self.calls.append("flush")
+        if self.fails and "write" in self.calls:
+            raise DeviceError("flush", 0, errno.EIO, "Input/output error")
+        super().flush()
+
+
+class Failing(Sequence):
+    """The flush behind a write fails: it may still stand in the kernel's cache."""
+
+    fails = True
+
+
+def test_what_was_written_once_more_and_never_synced_is_synced_before_it_counts(source: Source, tmp_path: Path) -> None:
+    """Reading it back finds it in the kernel's cache, whether it is on the disk or not."""
+    path = tmp_path / "disk.img"
+    with pytest.raises(DamageError):
+        run(source, path, Forgetful)
+    with pytest.raises(DeviceError, match="flush"):
+        run(source, path, Failing)
+    Sequence.calls.clear()
+    assert run(source, path, Sequence).rewritten_bytes == 0
+    assert Sequence.calls.index("flush") < Sequence.calls.index("read") and "write" not in Sequence.calls
     assert path.read_bytes() == content(source)
 
 

@@ -6,12 +6,15 @@ import os
 import pty
 import random
 import shlex
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from replicator.cli.restore import _Bars, _told_how_it_goes_on
+from replicator.cli.restore import _again, _Bars, _told_how_it_goes_on
+from replicator.errors import DamageError, ReplicatorError, UnavailableError, UsageError
 from replicator.log.object_log import directory_log
+from replicator.repository.readback import ChangedSinceError, NotAsWrittenError
 from replicator.repository.restore import plan_restore
 from replicator.repository.resume import partial_path, state_path
 from replicator.repository.source import open_source
@@ -65,10 +68,50 @@ def test_so_it_does_when_it_is_stopped(tmp_path: Path, history: History, capsys:
         with opened.disk:
             for as_json, target in ((False, to), (True, to), (False, tmp_path / "never-begun.img")):
                 plan = plan_restore(opened, str(target))
-                with pytest.raises(KeyboardInterrupt), _told_how_it_goes_on(plan, "the command", as_json):
+                told_as = partial(_again, plan, "log", f"{NAME}@latest", "x y.img", False)
+                with pytest.raises(KeyboardInterrupt), _told_how_it_goes_on(plan, told_as, as_json):
                     raise KeyboardInterrupt
                 told = capsys.readouterr().err
-                assert told == ("it goes on with: the command\n" if target == to and not as_json else "")
+                command = f"replicator restore log {NAME}@1:1 --to 'x y.img'"
+                assert told == (f"it goes on with: {command}\n" if target == to and not as_json else "")
+
+
+@pytest.mark.parametrize(
+    ("error", "flags"),
+    [
+        (NotAsWrittenError("x at byte 0: read back otherwise"), " --overwrite"),
+        (ChangedSinceError("x at byte 0: changed since"), " --overwrite"),
+        (UnavailableError("the log went away"), ""),
+        (DamageError("the point's own bytes"), None),
+    ],
+)
+def test_the_command_is_one_that_goes_on(
+    tmp_path: Path, history: History, error: ReplicatorError, flags: str | None
+) -> None:
+    """What was read back otherwise may be overwritten only if that is asked for; what is damaged stays so."""
+    to = tmp_path / "disk.img"
+    interrupted(tmp_path / "log", to)
+    with open_source(str(tmp_path / "log")) as source:
+        opened = source.open_point(f"{NAME}@1", now_ns=NOW_NS)
+        with opened.disk:
+            plan = plan_restore(opened, str(to))
+            again = partial(_again, plan, "log", f"{NAME}@1", "x.img", False)
+            with pytest.raises(type(error)), _told_how_it_goes_on(plan, again, True):
+                raise error
+    wanted = None if flags is None else f"it goes on with: replicator restore log {NAME}@1:1 --to x.img{flags}"
+    assert error.mend == wanted
+
+
+def test_names_that_a_command_line_takes_for_options_or_cant_show(tmp_path: Path, history: History) -> None:
+    with open_source(str(tmp_path / "log")) as source:
+        opened = source.open_point(f"{NAME}@1", now_ns=NOW_NS)
+        with opened.disk:
+            plan = plan_restore(opened, str(tmp_path / "x.img"))
+            odd = _again(plan, "-pool", f"{NAME}@1", "x.img", False, overwrite=True)
+            assert odd == f"replicator restore --to x.img --overwrite -- -pool {NAME}@1:1"
+            assert not _again(plan, "log", f"{NAME}@1", "/mnt/\udcff.img", False, overwrite=False)
+            with pytest.raises(UsageError, match="root folder"):
+                plan_restore(opened, "/")
 
 
 def test_another_points_unfinished_restore_is_named(tmp_path: Path, history: History, command: Command) -> None:
@@ -89,7 +132,7 @@ def test_a_device_is_refused_with_the_point_that_goes_on(
         interrupted(log, device)
         history.write(0, random.Random(2).randbytes(SIZE))
         error = command("restore", log, f"{NAME}@latest", "--to", device, "--json", code=4).error
-        assert f"goes on with {NAME}@1:1" in error["message"] and "--overwrite" in error["mend"]
+        assert f"a restore of {NAME}@1:1 to it" in error["message"] and "--overwrite" in error["mend"]
         done = command("restore", log, f"{NAME}@1:1", "--to", device, "--json").document
         assert done["resumed_at_bytes"] == 2 * CHUNK_BYTES and device.read_bytes() == history.contents[1, 1]
 
