@@ -90,10 +90,13 @@ class GroupPublisher:
 
     def _refused_ahead(self) -> dict[UUID, RefusedError]:
         """G7: looked at before any of them takes an epoch, which they all have once they settled together."""
-        return {} if len(self.members) == 1 or self._settled == set(self.members) else self._refused()
+        if len(self.members) == 1 or self._settled == set(self.members):
+            return {}
+        looked = ((uuid, member.refusal()) for uuid, member in self.members.items())  # whatever hinders it is raised
+        return {uuid: refusal for uuid, refusal in looked if refusal is not None}
 
-    def _refused(self, known: UUID | None = None) -> dict[UUID, RefusedError]:
-        """The (other) members that may not be published, so that each hears what it is refused for itself."""
+    def _refused(self, known: UUID) -> dict[UUID, RefusedError]:
+        """The other members that may not be published either, so that each hears what it is refused for itself."""
         found = {}
         for uuid, member in self.members.items():
             with suppress(ReplicatorError):

@@ -70,7 +70,7 @@ def _iso(timestamp_ns: int) -> str:
 
     seconds, within_ns = divmod(timestamp_ns, 10**9)
     moment = datetime.fromtimestamp(seconds, UTC).replace(microsecond=within_ns // 1000)
-    return moment.isoformat()
+    return moment.isoformat(timespec="microseconds")
 
 
 def point_document(

@@ -76,7 +76,10 @@ def zone_of(tz: str | None, localtime: Path = LOCALTIME) -> tzinfo:
         name = tz.removeprefix(":")
         if not name:
             return UTC
-        return _of_file(Path(name)) if name.startswith("/") else _named(name)
+        zone = _of_file(Path(name)) if name.startswith("/") else _named(name)
+        for month in (1, 7):
+            datetime(2026, month, 1, tzinfo=zone).utcoffset()  # a rule may have an offset of a day, which no time has
+        return zone
     except _NO_ZONE:
         return UnknownZone(f"{localtime} is no zone" if tz is None else f"TZ is {tz!r}, which is no zone that is known")
 

@@ -6,15 +6,16 @@ now, the instant up to which the log is known to be complete, and the lineage th
     wanted       answer                                                refused
     ByNumber     that transaction on the current lineage (or timeline)    PointNotFoundError
     ByLabel      the one point that has it                                PointNotFoundError, AmbiguousPointError
-    ByTime/Age   the latest in it or before, on the current lineage       BeyondCompleteError, StampedAheadError,
-                                                                          PointNotFoundError
+    ByTime/Age   the latest in it or before, on the current lineage       BeyondCompleteError, PointAwayError,
+                                                                          StampedAheadError, PointNotFoundError
     Latest       the newest of the current lineage                        PointNotFoundError
 
 Invariants
   V1  A time later than *complete to* is refused with the newest time there is, unless the gap is accepted: an answer
       that is silently older than what was asked for is a lost write nobody hears of. A written time is a second, or
       less, and isn't later as long as it begins by then: the time that a refusal names, to the second, is answered,
-      with what is known of that second.
+      with what is known of that second. Nor is a point answered where a later one is known that the time means, and
+      only a log has that is away.
   V2  Points of a branch that was left by a promote are found only by timeline and number (`@2:1041`).
   V3  Of two points that one number names (two histories) neither is chosen.
   V4  Nor is a time answered out of a clock that was ahead: where the point behind the answer is stamped later than now
@@ -69,6 +70,17 @@ class BeyondCompleteError(NotFoundError):
         super().__init__(message, mend="ask for the time named here, or take --accept-gap for the newest point")
         self.complete_to_ns = complete_to_ns
         self.newest = newest
+
+
+class PointAwayError(NotFoundError):
+    """A time whose point is known, and can't be had now; `before` is the last one before it that can."""
+
+    def __init__(self, message: str, before: RestorePoint) -> None:
+        mend = (
+            f"put its log back; or name @{before.place}, or take --accept-gap, for the last one before that can be had"
+        )
+        super().__init__(message, mend=mend)
+        self.before = before
 
 
 class StampedAheadError(NotFoundError):
@@ -129,8 +141,12 @@ def resolve(
     lineage: Lineage | None = None,
     accept_gap: bool = False,
     zone: tzinfo = UTC,
+    away: Iterable[RestorePoint] = (),
 ) -> RestorePoint:
-    """The point of one volume that `specification` means; `complete_to_ns` None where no beacon was ever seen."""
+    """The point of one volume that `specification` means; `complete_to_ns` None where no beacon was ever seen.
+
+    `away`: points that are known, and can't be had now.
+    """
     everything = merged(points)
     wanted = specification.wanted
     if isinstance(wanted, ByNumber) and wanted.timeline is not None:
@@ -151,6 +167,7 @@ def resolve(
     asked = wanted if isinstance(wanted, ByTime) else ByTime(now_ns - wanted.age_ns, now_ns - wanted.age_ns)
     found = _at_or_before(specification, asked, known, newest, complete_to_ns, accept_gap, zone)
     if not accept_gap:
+        _require_here(specification, asked, found, _of_current_lineage(list(away), lineage), zone)
         _require_stamps(specification, found, known, now_ns, zone)
     return found
 
@@ -164,6 +181,20 @@ def ahead_note(volume: str, number: int, timestamp_ns: int, now_ns: int) -> str 
         f"{volume}: @{number} is stamped {ahead} ahead of this host's clock: set the clock that is wrong; until then a"
         " time (@-5m) may name no point, and age and lateness aren't seen"
     )
+
+
+def _require_here(
+    specification: PointSpecification, asked: ByTime, found: RestorePoint, away: list[RestorePoint], zone: tzinfo
+) -> None:
+    """V1: `found` is the last of that time that is known, not only of those that can be had."""
+    later = [each for each in away if _order(found) < _order(each) and each.timestamp_ns <= asked.last_ns]
+    if later:
+        meant = max(later, key=_order)
+        raise PointAwayError(
+            f"@{specification.text} means {meant.describe(zone)}, which only its log has, and that is away;"
+            f" the last one before it here is {found.describe(zone)}",
+            found,
+        )
 
 
 def _require_stamps(

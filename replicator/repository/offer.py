@@ -51,7 +51,8 @@ class Offer:
     `unkept`: the pool itself is at this point, later than all that can be had without its log. `problem`: that can't be
     reached. `damage`: what it has behind all this can't be read. `divided`: pool and log have two histories;
     `inventory` and `sequences` are then the log's, and so is `complete_to_ns` in any case. `head`: the replica itself,
-    one of the points. `end`: the log's last transaction, if that is known.
+    one of the points. `end`: the log's last transaction, if that is known. `away`: what only an
+    unreachable log has.
     """
 
     volume: NamedVolume
@@ -67,6 +68,7 @@ class Offer:
     unkept: RestorePoint | None = None
     head: Head | None = None
     end: Revision | None = None
+    away: tuple[RestorePoint, ...] = ()
 
     @property
     def trimmed(self) -> str | None:
@@ -120,6 +122,7 @@ class Offer:
                 lineage=self.lineage,
                 accept_gap=accept_gap,
                 zone=zone,
+                away=self.away,
             )
         except (PointNotFoundError, BeyondCompleteError):
             if self.damage is not None and not accept_gap:
@@ -283,9 +286,11 @@ def _joined_offer(
     logged = [*known.remembered, *(history.points if history else ())]
     points = merged([*known.held, *(each.restore_point() for each in logged), *known.here])
     labels = history.labels if history else {}
+    told = _told_apart([_labelled(each, labels) for each in points], lineage)
+    had = reachable(told, inventory, lineage)
     return Offer(
         known.volume,
-        tuple(_told_apart(reachable([_labelled(each, labels) for each in points], inventory, lineage), lineage)),
+        tuple(had),
         lineage,
         inventory,
         history.complete_to_ns if history else None,
@@ -296,6 +301,7 @@ def _joined_offer(
         unkept=known.unkept() if history is None else None,
         head=known.head,
         end=history.end if history else None,
+        away=() if problem is None else tuple(set(told).difference(had)),
     )
 
 

@@ -13,17 +13,19 @@ from collections.abc import Iterator
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 from uuid import UUID
 
 import pytest
 
+from agent.append import LogAwayError
 from agent.cut import GroupPublisher
 from agent.decide import FencedError, LostEndError, PoolOlderError, TimelineOverError
 from agent.rebase import rebase_from_log, rebase_to_new_timeline
 from agent.worker import GroupWorker, Plan
 from receiver.access import PoolAccess
 from receiver.follow import Follower, World
-from replicator.errors import ConflictError, DamageError
+from replicator.errors import ConflictError, DamageError, UnavailableError
 from replicator.events.bodies import PointLabelled, PublisherOpened, TransactionBegan
 from replicator.events.state import Life
 from replicator.events.stream_errors import StreamConflictError
@@ -220,6 +222,25 @@ def test_a_group_of_which_one_member_is_stale_fences_no_other_member(hosts: Host
             GroupPublisher(stale.context, (VOLUME, OTHER), name="app").round()
     assert stale.log.reader(OTHER, 1).tail() == before and OTHER < VOLUME
     assert len(group.round().tails) == 2, "nobody fenced it"
+
+
+class Away:
+    """A log that can't be reached."""
+
+    asked = 0
+
+    def timelines(self, volume: UUID) -> list[int]:
+        self.asked += 1
+        raise UnavailableError(f"nobody answers for {volume}")
+
+
+def test_a_group_whose_log_is_away_waits_for_one_time_limit_only(hosts: Hosts) -> None:
+    alpha, away = hosts.alpha, Away()
+    alpha.host.create("other", SIZE, uuid=OTHER, dev_id=40)
+    group = GroupPublisher(replace(alpha.context, log=cast("Log", away)), (VOLUME, OTHER), name="app")
+    with pytest.raises(LogAwayError):
+        group.round()
+    assert away.asked == 1
 
 
 def test_a_stale_copy_goes_on_on_a_timeline_of_its_own(hosts: Hosts) -> None:

@@ -235,7 +235,7 @@ def test_points_list(ground: Ground, command: Command) -> None:
         assert [each["number"] for each in listed] == [1, 2, 3, 4, 5]
         assert {each["number"] for each in listed if each["materialised"]} == held
         assert listed[1]["labels"] == ["friday"] and listed[1]["consistency"] == "crash"
-        assert listed[0]["timestamp"] == "2023-11-14T22:13:21+00:00" and listed[0]["size_bytes"] == SIZE
+        assert listed[0]["timestamp"] == "2023-11-14T22:13:21.000000+00:00" and listed[0]["size_bytes"] == SIZE
     people = command("points", "list", ground.pool).out
     assert "friday" in people and "snapshot" in people
     since = command("points", "list", ground.pool, "--since", "2023-11-14T22:13:24Z", "--json").document

@@ -87,6 +87,22 @@ def test_without_its_log(ground: Ground, command: Command, point: str) -> None:
     command("restore", ground.pool, f"{NAME}@3", "--to", ground.to, "--overwrite", code=5)
 
 
+def test_a_time_of_which_only_the_log_knows_more_is_not_answered_with_an_older_point(
+    ground: Ground, command: Command
+) -> None:
+    """The first is a snapshot, the fifth the volume; the catalogue knows when those between were."""
+    listed = command("points", "list", ground.pool, NAME, "--json").document
+    times = {each["number"]: each["timestamp"] for each in listed}
+    ground.log.rename(ground.log.with_name("away"))
+    refused = command(
+        "restore", ground.pool, f"{NAME}@{times[4]}", "--to", ground.to, "--overwrite", "--json", code=5
+    ).error
+    assert "only its log has" in refused["message"] and "--accept-gap" in refused["mend"]
+    assert restored(ground, command, times[4], "--accept-gap") == ground.source.images[1]
+    assert restored(ground, command, times[1]) == ground.source.images[1]
+    assert restored(ground, command, times[LAST]) == ground.source.images[LAST]
+
+
 def test_what_is_listed_and_said_without_it(ground: Ground, command: Command) -> None:
     ground.log.rename(ground.log.with_name("away"))
     listed = command("points", "list", ground.pool)
