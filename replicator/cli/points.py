@@ -311,7 +311,7 @@ def label_point(pool: Path, point: str, label: str, as_json: bool) -> None:
 
     from replicator.history.names import check_label
     from replicator.history.points import parse_specification
-    from replicator.history.resolve import BeyondCompleteError, StampedAheadError
+    from replicator.history.resolve import UnansweredTimeError, by_number
     from replicator.pool.catalogue_schema import Role
     from replicator.pool.opening import open_pool
     from replicator.repository import labelling
@@ -324,8 +324,8 @@ def label_point(pool: Path, point: str, label: str, as_json: bool) -> None:
             raise UsageError(f"{pool} is a log, and only appended to", mend="name a replica's pool")
         try:
             offer, found = source.find(parse_specification(point, zone), now_ns=time.time_ns(), zone=zone)
-        except (BeyondCompleteError, StampedAheadError, DamageError) as error:
-            error.mend = f"name the point by its number: replicator points list {pool} shows them"  # no gap is accepted
+        except (UnansweredTimeError, DamageError) as error:
+            error.mend = by_number(str(pool))
             raise
         taken = [each for each in offer.points if label in each.labels and each != found]
         if taken:

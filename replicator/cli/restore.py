@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from replicator.cli.point_notes import from_pool_option, warn
+from replicator.cli.point_notes import accept_gap_option, from_pool_option, warn
 from replicator.cli.show import json_option, local_zone, print_facts, print_json, progress, size_text
 from replicator.errors import DamageError, ReplicatorError, UnavailableError, UsageError
 
@@ -31,9 +31,7 @@ if TYPE_CHECKING:
 @click.option("--to", required=True, metavar="FILE|DEVICE|-", help="Where to; `-` is stdout.")
 @click.option("--overwrite", is_flag=True, help="Replace what is there: a file, or what a device holds.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and what speaks against it; write nothing.")
-@click.option(
-    "--accept-gap", is_flag=True, help="Take the newest point for a time beyond what is known to be complete."
-)
+@accept_gap_option
 @from_pool_option
 @json_option
 def restore(

@@ -63,7 +63,16 @@ class PointNotFoundError(NotFoundError):
         self.points = tuple(points)
 
 
-class BeyondCompleteError(NotFoundError):
+class UnansweredTimeError(NotFoundError):
+    """A time that is answered only if --accept-gap is given."""
+
+
+def by_number(pool: str) -> str:
+    """The mend of whoever has no --accept-gap."""
+    return f"name the point by its number: replicator points list {pool} shows them"
+
+
+class BeyondCompleteError(UnansweredTimeError):
     """A time beyond what the log is known to hold; `newest` is the latest that can be had."""
 
     def __init__(self, message: str, complete_to_ns: int, newest: RestorePoint) -> None:
@@ -72,7 +81,7 @@ class BeyondCompleteError(NotFoundError):
         self.newest = newest
 
 
-class PointAwayError(NotFoundError):
+class PointAwayError(UnansweredTimeError):
     """A time whose point is known, and can't be had now; `before` is the last one before it that can."""
 
     def __init__(self, message: str, before: RestorePoint) -> None:
@@ -83,7 +92,7 @@ class PointAwayError(NotFoundError):
         self.before = before
 
 
-class StampedAheadError(NotFoundError):
+class StampedAheadError(UnansweredTimeError):
     """A time that the points' stamps don't tell: `before` is the last one stamped by it, `behind` is stamped ahead."""
 
     def __init__(self, message: str, before: RestorePoint, behind: RestorePoint) -> None:

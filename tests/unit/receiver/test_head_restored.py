@@ -98,6 +98,8 @@ def test_a_time_of_which_only_the_log_knows_more_is_not_answered_with_an_older_p
         "restore", ground.pool, f"{NAME}@{times[4]}", "--to", ground.to, "--overwrite", "--json", code=5
     ).error
     assert "only its log has" in refused["message"] and "--accept-gap" in refused["mend"]
+    refused = command("points", "label", ground.pool, f"{NAME}@{times[4]}", "x", "--json", code=5).error
+    assert "only its log has" in refused["message"] and "--accept-gap" not in refused["mend"]
     assert restored(ground, command, times[4], "--accept-gap") == ground.source.images[1]
     assert restored(ground, command, times[1]) == ground.source.images[1]
     assert restored(ground, command, times[LAST]) == ground.source.images[LAST]
