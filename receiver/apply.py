@@ -49,7 +49,6 @@ from receiver.disks import Disks
 from receiver.draft import Draft
 from receiver.errors import ReplicaConflictError
 from receiver.records import (
-    left_head,
     logged_group,
     logged_point,
     point_snapshot,
@@ -83,6 +82,7 @@ from replicator.pool.changes import Change, End, Put
 from replicator.pool.interface import Filling, Lease, Pool, Switch
 from replicator.pool.view import CatalogueView
 from replicator.pool.volumes import switched
+from replicator.repository.head import head_snapshot
 from replicator.units import GIB
 
 _RANGES_MAX = 1 << 18  # ranges that a step unmaps: 4 MiB of them
@@ -299,7 +299,7 @@ class Applier:
         row = replace(volume, dev_id=target, size_bytes=point.size_bytes)
         changes: list[Change] = [Put(row), Put(point), *group, Put(position_row(state, point.timestamp_ns))]
         if staging is not None and position is not None:
-            changes += [End(Snapshot, (staging.dev_id,)), Put(left_head(volume, position))]
+            changes += [End(Snapshot, (staging.dev_id,)), Put(head_snapshot(volume, position))]
         snapshot: tuple[tuple[int, int], ...] = ()
         if self._is_kept(point):
             dev_id = self._ids.take()

@@ -17,9 +17,8 @@ from replicator.events.bodies import TransactionCommitted
 from replicator.events.state import OpenTransaction, StreamState, encode_state
 from replicator.history.names import LABELS_LIMIT, check_label
 from replicator.history.points import Consistency
-from replicator.pool.catalogue_schema import LoggedGroup, LoggedPoint, Position, Purpose, Role, Snapshot, Volume
+from replicator.pool.catalogue_schema import LoggedGroup, LoggedPoint, Position, Purpose, Role, Snapshot
 from replicator.pool.changes import Put
-from replicator.repository.head import head_snapshot
 
 
 def position_row(state: StreamState, committed_ns: int) -> Position:
@@ -89,11 +88,6 @@ def staging_snapshot(dev_id: int, state: StreamState, opened: OpenTransaction) -
         opened.number,
         hidden=True,
     )
-
-
-def left_head(volume: Volume, before: Position) -> Snapshot:
-    """The head that a staging snapshot replaced: hidden, to be deleted once nobody reads it."""
-    return head_snapshot(volume, before)
 
 
 def storable(labels: Iterable[str]) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ Failures: NotFoundError (a point that isn't stored here); VerifyError and Unknow
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import tzinfo
 from pathlib import Path
 
@@ -23,34 +24,22 @@ from receiver.remember import verified_row
 from receiver.verify import Target, Verified, verify_point
 from replicator.errors import NotFoundError
 from replicator.history.points import PointSpecification, RestorePoint, parse_specification
-from replicator.history.resolve import BeyondCompleteError, StampedAheadError, resolve
+from replicator.history.resolve import UnansweredTimeError, by_number, resolve
 from replicator.log.interface import Log
-from replicator.pool.catalogue_schema import Position, Purpose, Role, Volume
+from replicator.pool.catalogue_schema import Purpose, Role, Volume
 from replicator.pool.interface import Pool, Switch
 from replicator.pool.reader import PoolReader
 from replicator.pool.view import CatalogueView
+from replicator.repository.head import head_of, held_row
 
 
 def stored_points(view: CatalogueView, volume: Volume) -> list[RestorePoint]:
     """The points of a replica that are stored here, oldest first: snapshots, and the volume itself."""
     points = [each.restore_point() for each in view.snapshots_of(volume.uuid, Purpose.POINT) if each.number]
-    position = view.position(volume.uuid, Role.APPLIED)
-    known = {(each.timeline, each.number) for each in points}
-    if position is not None and position.number and (position.timeline, position.number) not in known:
-        points.append(_head(volume, position))
+    head, known = head_of(view, volume.uuid), {(each.timeline, each.number) for each in points}
+    if head is not None and (head.point.timeline, head.point.number) not in known:
+        points.append(head.point)
     return sorted(points, key=lambda each: (each.number, each.timeline))
-
-
-def _head(volume: Volume, position: Position) -> RestorePoint:
-    return RestorePoint(
-        volume.uuid,
-        position.timeline,
-        position.number,
-        position.timestamp_ns,
-        dev_id=volume.dev_id,
-        size_bytes=volume.size_bytes,
-        digest=position.digest,
-    )
 
 
 def wanted_points(view: CatalogueView, named: Sequence[str], now_ns: int, zone: tzinfo) -> list[RestorePoint]:
@@ -73,8 +62,8 @@ def _wanted(view: CatalogueView, text: str, now_ns: int, zone: tzinfo) -> Restor
     known_ns, lineage = max(newest_ns, now_ns), view.lineage(volume.uuid)
     try:
         return resolve(specification, points, now_ns=now_ns, complete_to_ns=known_ns, lineage=lineage, zone=zone)
-    except (BeyondCompleteError, StampedAheadError) as error:
-        error.mend = "name the point by its number: replicator points list POOL shows them"  # no gap is accepted here
+    except UnansweredTimeError as error:
+        error.mend = by_number("POOL")
         raise
 
 
@@ -89,18 +78,19 @@ def verify_points(
         tell(f"verifying {view.volume(point.volume).name}@{point.number}")
         target = Target(point.volume, point.timeline, point.number, point.size_bytes)
         with reader.lease([point.dev_id]) as lease, reader.disk(point.dev_id, point.size_bytes, lease=lease) as disk:
-            _require_still(reader.view(), point)
+            _require_still(reader.view(), point, point.dev_id)
             found.append(verify_point(log, target, view.lineage(point.volume), disk.pread, lease))
     return found
 
 
-def _require_still(view: CatalogueView, point: RestorePoint) -> None:
+def _require_still(view: CatalogueView, point: RestorePoint, dev_id: int) -> None:
     """NotFoundError where the point went before its lease: the volume went on, or another snapshot has its dev_id."""
-    volume = view.volume(point.volume)
-    left = [each.restore_point() for each in view.snapshots_of(volume.uuid, Purpose.POINT, hidden=True) if each.number]
-    here = {(each.dev_id, each.timeline, each.number) for each in (*stored_points(view, volume), *left)}
-    if (point.dev_id, point.timeline, point.number) not in here:
-        raise NotFoundError(f"{volume.name}@{point.number} was retired meanwhile", mend="verify another one, or again")
+    name = f"{view.volume(point.volume).name}@{point.number}"
+    with suppress(NotFoundError):
+        row = held_row(view, dev_id)
+        if (row.volume, row.number, row.digest) == (point.volume, point.number, point.digest):
+            return
+    raise NotFoundError(f"{name} was retired meanwhile", mend="verify another one, or again")
 
 
 def remember(pool: Pool, verified: Sequence[Verified], now_ns: int) -> None:

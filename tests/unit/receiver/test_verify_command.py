@@ -9,6 +9,7 @@ import pytest
 
 from receiver.remember import verified_of
 from replicator.log.opening import open_log
+from replicator.pool.catalogue_schema import Role
 from replicator.pool.reading import read_pool
 from tests.support.command_line import Command, runner
 
@@ -43,6 +44,20 @@ def test_what_was_compared_in_full_is_equal(command: Command, replica: Path, tmp
     assert command(*asked).out == "vm1@2: equal, 16 chunks compared\n"
     assert command(*asked, "--json").document["points"][0]["equal"] is True
     assert verified(replica) == [2]
+
+
+def test_a_replica_that_stands_at_a_fork_is_the_transaction_before_it(
+    command: Command, replica: Path, tmp_path: Path
+) -> None:
+    """Its timeline has none of its own yet, so that the log holds nothing under that name."""
+    command("agent", "rebase", tmp_path / "source", "vm1", "--new-timeline", "--log", tmp_path / "log", "--yes")
+    command("agent", "publish", tmp_path / "source", "--log", tmp_path / "log")
+    command("receiver", "run", replica, "--log", tmp_path / "log", "--once", "--no-register")
+    with read_pool(replica) as reader:
+        position = reader.view().position(reader.view().volume("vm1").uuid, Role.APPLIED)
+    assert position is not None and (position.timeline, position.number) == (2, 2), "or the test shows nothing"
+    found = command("receiver", "verify", replica, "--log", tmp_path / "log", "--json").document["points"][0]
+    assert (found["timeline"], found["number"], found["equal"]) == (1, 2, True)
 
 
 def test_what_a_trimmed_log_says_nothing_of_is_not(command: Command, replica: Path, tmp_path: Path) -> None:
