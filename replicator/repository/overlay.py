@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -161,16 +161,7 @@ class Overlay:
 
     def alike(self, begin: int, end: int) -> Iterator[tuple[int, int, int]]:
         """(begin, end, state) of consecutive chunks of one state in [begin, end); neighbours differ."""
-        held: tuple[int, int, int] | None = None
-        for first, last, state in self._pieces(begin, end):
-            if held is not None and held[2] == state:
-                held = (held[0], last, state)
-                continue
-            if held is not None:
-                yield held
-            held = (first, last, state)
-        if held is not None:
-            yield held
+        return coalesced(self._pieces(begin, end))
 
     def _pieces(self, at: int, end: int) -> Iterator[tuple[int, int, int]]:
         """A step at a time; neighbours of two steps may be alike."""
@@ -179,6 +170,20 @@ class Overlay:
             last = min(end, window.end, at + STEP_CHUNKS)
             yield from alike(window.states(at, last), at)
             at = last
+
+
+def coalesced(pieces: Iterable[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
+    """Consecutive (begin, end, state), those of one state beside each other as one."""
+    held: tuple[int, int, int] | None = None
+    for begin, end, state in pieces:
+        if held is not None and held[2] == state:
+            held = (held[0], end, state)
+            continue
+        if held is not None:
+            yield held
+        held = (begin, end, state)
+    if held is not None:
+        yield held
 
 
 def alike(states: npt.NDArray[np.uint8], first: int) -> Iterator[tuple[int, int, int]]:

@@ -31,7 +31,7 @@ from replicator.events.pages import ALL_PAGES
 from replicator.events.values import chunk_count_of
 from replicator.repository.frames import FrameCache
 from replicator.repository.layers import Layers, no_layers
-from replicator.repository.overlay import HOLE, UNTOUCHED, WRITTEN, ZERO, Overlay, Window, alike
+from replicator.repository.overlay import HOLE, UNTOUCHED, WRITTEN, ZERO, Overlay, Window, alike, coalesced
 from replicator.units import CHUNK_BYTES, PAGE_BYTES
 
 DATA, NOTHING, ZEROS = 0, 3, 2
@@ -211,18 +211,11 @@ class PointDisk:
 
     def runs(self, offset_bytes: int, length_bytes: int) -> Iterator[tuple[int, int, int]]:
         """(offset, length, DATA | NOTHING | ZEROS), consecutive; neighbours differ."""
-        held: tuple[int, int, int] | None = None
-        for begin, length, state in self._pieces(offset_bytes, offset_bytes + length_bytes):
-            if held is not None and held[2] == state:
-                held = (held[0], held[1] + length, state)
-                continue
-            if held is not None:
-                yield held
-            held = (begin, length, state)
-        if held is not None:
-            yield held
+        for begin, end, state in coalesced(self._pieces(offset_bytes, offset_bytes + length_bytes)):
+            yield begin, end - begin, state
 
     def _pieces(self, at: int, end: int) -> Iterator[tuple[int, int, int]]:
+        """(begin, end, state); neighbours may be alike."""
         if at >= end:
             return
         for begin_chunk, end_chunk, state in self.overlay.alike(at // CHUNK_BYTES, chunk_count_of(end)):
@@ -230,7 +223,7 @@ class PointDisk:
             if state == UNTOUCHED:
                 yield from self._base_pieces(begin, stop)
             else:
-                yield begin, stop - begin, _STATE_OF[state]
+                yield begin, stop, _STATE_OF[state]
 
     def _base_pieces(self, begin: int, end: int) -> Iterator[tuple[int, int, int]]:
         inside = max(begin, min(end, self._beneath.disk.size_bytes))
@@ -240,11 +233,11 @@ class PointDisk:
             for at, length, place in self._beneath.disk.runs(begin, inside - begin):
                 seen = length if place >= 0 else max(0, min(length, covered - at))
                 if seen:
-                    yield at, seen, DATA
+                    yield at, at + seen, DATA
                 if seen < length:
-                    yield at + seen, length - seen, NOTHING
+                    yield at + seen, at + length, NOTHING
         if inside < end:
-            yield inside, end - inside, NOTHING
+            yield inside, end, NOTHING
 
 
 def _lay(chunk: memoryview, pages: memoryview, page: int, mask: int, wins: int) -> None:

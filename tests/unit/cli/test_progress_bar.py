@@ -2,31 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import pty
-
 import pytest
 
 from replicator.cli.show import progress
-
-
-def shown(monkeypatch: pytest.MonkeyPatch, what: str) -> str:
-    """What a terminal is shown of a bar that begins and ends."""
-    for name, value in (("TERM", "xterm"), ("COLUMNS", "200"), ("NO_COLOR", "1")):
-        monkeypatch.setenv(name, value)
-    terminal, written = pty.openpty()
-    found = b""
-    try:
-        with os.fdopen(written, "w") as stderr, monkeypatch.context() as patched:
-            patched.setattr("sys.stderr", stderr)
-            with progress(what, 100) as done:
-                done(50)
-        while True:
-            found += os.read(terminal, 65536)
-    except OSError:  # EIO: the other end is closed, and all was read
-        return found.decode()
-    finally:
-        os.close(terminal)
+from tests.support.terminals import shown_on_terminal
 
 
 @pytest.mark.parametrize(
@@ -34,4 +13,9 @@ def shown(monkeypatch: pytest.MonkeyPatch, what: str) -> str:
 )
 def test_names_stand_in_it_as_they_are(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     what = f"{name} @1 [{name}]"
-    assert what in shown(monkeypatch, what)
+
+    def half() -> None:
+        with progress(what, 100) as done:
+            done(50)
+
+    assert what in shown_on_terminal(monkeypatch, half)
