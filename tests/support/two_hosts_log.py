@@ -103,9 +103,12 @@ class ObjectModel:
         return "missing segment", {"LogGapError", "LostEndError"}, False
 
     def lose_end(self, volume: UUID) -> int:
-        """Segments that nobody had synced."""
+        """Segments that nobody had synced; what is missing right below them is no hole any more, but lost with them."""
         names = self.shared.segments(f"{volume}/{1:010d}")
-        gone = names[len(names) - self._chance.randrange(1, min(len(names), 6) + 1) :] if names else []
+        first = len(names) - self._chance.randrange(1, min(len(names), 6) + 1) if names else 0
+        while first > 0 and names[first - 1] not in self.shared.objects:
+            first -= 1
+        gone = names[first:]
         for name in gone:
             self.shared.lose(name)
         return self._truth.loses((volume, 1), int(gone[0].rpartition("/")[2])) if gone else 0
