@@ -1,4 +1,4 @@
-"""Fixtures that every test folder may use: the judges, as gates, and the pool that a real kernel wrote.
+"""Fixtures that every test folder may use: the command line, judges, as gates, and the pool that a real kernel wrote.
 
 Every test is watched: one that leaves a process behind fails.
 """
@@ -19,6 +19,7 @@ import zstandard
 from hypothesis import settings
 
 from tests.support import judges, kernel, leftovers
+from tests.support.command_line import Command, runner
 from tests.support.far_logs import FarServers, running_far_servers
 from tests.support.golden import KernelPool
 
@@ -54,6 +55,12 @@ def _no_child_outlives_its_test() -> Iterator[None]:
     yield
     left = sorted(leftovers.children() - before)
     assert not left, "children outlived the test: " + "; ".join(str(leftovers.describe(pid)) for pid in left)
+
+
+@pytest.fixture
+def command(capfd: pytest.CaptureFixture[str]) -> Command:
+    """The command line, run in this process."""
+    return runner(capfd)
 
 
 @pytest.fixture(scope="session")

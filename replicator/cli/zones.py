@@ -71,12 +71,7 @@ class UnknownZone(tzinfo):
 def zone_of(tz: str | None, localtime: Path = LOCALTIME) -> tzinfo:
     """The zone that TZ means, by the module's table; `tz` None where it isn't set."""
     try:
-        if tz is None:
-            return _of_file(localtime) if localtime.exists() else UTC
-        name = tz.removeprefix(":")
-        if not name:
-            return UTC
-        zone = _of_file(Path(name)) if name.startswith("/") else _named(name)
+        zone = _zone(tz, localtime)
         for month in (1, 7):
             datetime(2026, month, 1, tzinfo=zone).utcoffset()  # a rule may have an offset of a day, which no time has
         return zone
@@ -88,6 +83,15 @@ def require_known(zone: tzinfo) -> None:
     """UsageError where local times will be needed, and the zone isn't known (Z2)."""
     if isinstance(zone, UnknownZone):
         raise zone.refusal()
+
+
+def _zone(tz: str | None, localtime: Path) -> tzinfo:
+    if tz is None:
+        return _of_file(localtime) if localtime.exists() else UTC
+    name = tz.removeprefix(":")
+    if not name:
+        return UTC
+    return _of_file(Path(name)) if name.startswith("/") else _named(name)
 
 
 def _of_file(path: Path) -> tzinfo:

@@ -13,17 +13,12 @@ from pathlib import Path
 import pytest
 
 from tests.support import judges
-from tests.support.command_line import Command, runner
+from tests.support.command_line import Command
 from tests.support.pool_owner import make_pool
 
 MIB = 1 << 20
 
 pytestmark = pytest.mark.usefixtures("nbd_judges")
-
-
-@pytest.fixture
-def command(capfd: pytest.CaptureFixture[str]) -> Command:
-    return runner(capfd)
 
 
 @contextmanager

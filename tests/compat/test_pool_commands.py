@@ -12,7 +12,7 @@ from replicator.blockdev.file import FileDevice
 from replicator.pool.opening import OwnedPool, own_pool
 from replicator.thin.superblock import read_superblock
 from tests.support import judges, thinpools
-from tests.support.command_line import Command, runner
+from tests.support.command_line import Command
 from tests.support.judges import ENGINES, Engine
 from tests.support.pool_owner import make_pool, served
 from tests.support.thinpools import canonical_xml, parse_thin_delta
@@ -21,11 +21,6 @@ MIB = 1 << 20
 BLOCK = 65536
 
 pytestmark = pytest.mark.usefixtures("thin_judges")
-
-
-@pytest.fixture
-def command(capfd: pytest.CaptureFixture[str]) -> Command:
-    return runner(capfd)
 
 
 def foreign_pool(folder: Path, seed: int) -> Path:

@@ -15,17 +15,12 @@ from replicator.log.opening import open_log
 from replicator.repository.archive import Archiver
 from replicator.units import CHUNK_BYTES
 from tests.support import judges, kafka_broker
-from tests.support.command_line import Command, runner
+from tests.support.command_line import Command
 from tests.support.manual_waiter import ManualWaiter
 from tests.support.replica_streams import random_source
 from tests.support.s3_server import running_s3
 
 SIZE = 8 * CHUNK_BYTES
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    return runner(capsys)
 
 
 def url_of(kind: str, folder: Path, held: ExitStack) -> str:

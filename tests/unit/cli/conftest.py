@@ -1,4 +1,4 @@
-"""The command line in this process, a small pool, and an image to put into it."""
+"""A small pool, and an image to put into it."""
 
 from __future__ import annotations
 
@@ -7,15 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support.command_line import Command, runner
 from tests.support.pool_owner import make_pool
 
 IMAGE_BYTES = 4 << 20
-
-
-@pytest.fixture
-def command(capfd: pytest.CaptureFixture[str]) -> Command:
-    return runner(capfd)
 
 
 @pytest.fixture

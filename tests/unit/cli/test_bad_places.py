@@ -8,7 +8,7 @@ import click
 import pytest
 
 from replicator.cli.main import cli
-from tests.support.command_line import Command, runner, tree_of
+from tests.support.command_line import Command, tree_of
 from tests.unit.test_documented_commands import fault
 
 AT_A_POOL = """
@@ -83,11 +83,6 @@ ELSEWHERE = {
     "status",
 }
 PLACES = ("missing", "missing/deep", "empty", "file", "others", "noise", "named-noise", "zeros", "no-data")
-
-
-@pytest.fixture
-def command(capfd: pytest.CaptureFixture[str]) -> Command:
-    return runner(capfd)
 
 
 @pytest.fixture

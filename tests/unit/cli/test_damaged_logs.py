@@ -9,16 +9,11 @@ import pytest
 
 from replicator.log.object_log import directory_log
 from replicator.units import CHUNK_BYTES
-from tests.support.command_line import Command, runner
+from tests.support.command_line import Command
 from tests.support.event_streams import OTHER_VOLUME
 from tests.support.volume_histories import NAME, History
 
 SIZE = 4 * CHUNK_BYTES
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    return runner(capsys)
 
 
 @pytest.fixture

@@ -5,18 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from uuid import uuid4
 
-import pytest
-
 from agent.cut import base_of
 from replicator.pool.catalogue_schema import Prepared
 from replicator.pool.interface import CutRequest
 from replicator.pool.opening import own_pool
-from tests.support.command_line import Command, runner
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    return runner(capsys)
+from tests.support.command_line import Command
 
 
 def test_a_label_that_a_point_has_already(command: Command, tmp_path: Path) -> None:

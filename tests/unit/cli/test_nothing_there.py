@@ -6,13 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.command_line import Command, runner
+from tests.support.command_line import Command
 from tests.support.serve_process import serving
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    return runner(capsys)
 
 
 def test_a_timeline_or_an_event_that_a_volume_hasnt(command: Command, pool: Path, tmp_path: Path) -> None:

@@ -21,17 +21,12 @@ from replicator.repository.logged import read_history
 from replicator.repository.remembered import LOG_SETTING
 from replicator.repository.taken import refuse_taken
 from replicator.units import CHUNK_BYTES, KIB
-from tests.support.command_line import Command, runner
+from tests.support.command_line import Command
 from tests.support.kept_points import pool_with_point
 from tests.support.serve_process import serving
 from tests.support.volume_histories import NAME, History
 
 SIZE = 3 * CHUNK_BYTES
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    return runner(capsys)
 
 
 @pytest.fixture

@@ -6,12 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.command_line import Command, runner
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    return runner(capsys)
+from tests.support.command_line import Command
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ from replicator.repository.logged import read_history
 from replicator.repository.remembered import LOG_SETTING
 from replicator.repository.source import open_source
 from replicator.units import CHUNK_BYTES, MIB
-from tests.support.command_line import Command, runner, tree_of
+from tests.support.command_line import Command, tree_of
 from tests.support.replica_streams import SourceVolume
 from tests.support.volume_histories import BEGAN_NS, NAME, SECOND_NS, History
 
@@ -51,11 +51,6 @@ class Ground:
     @property
     def contents(self) -> dict[int, bytes]:
         return {number: data for (_, number), data in self.history.contents.items()}
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    return runner(capsys)
 
 
 def put(pool: OwnedPool, volume_dev_id: int, data: bytes) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pty
 import random
 import shlex
 from functools import partial
@@ -25,6 +23,7 @@ from tests.support.file_limits import files_end_at
 from tests.support.kept_points import pool_with_point
 from tests.support.pool_owner import served
 from tests.support.restoring import NOW_NS, go, loop_device
+from tests.support.terminals import shown_on_terminal
 from tests.support.volume_histories import NAME, History
 
 SIZE = 10 * CHUNK_BYTES
@@ -156,21 +155,12 @@ def test_it_says_what_it_waits_for(tmp_path: Path, command: Command) -> None:
 
 def test_reading_back_has_a_bar_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a terminal only one can be shown at a time."""
-    for name, value in (("TERM", "xterm"), ("COLUMNS", "100"), ("NO_COLOR", "1")):
-        monkeypatch.setenv(name, value)
-    terminal, written = pty.openpty()
-    found = b""
-    try:
-        with os.fdopen(written, "w") as stderr, monkeypatch.context() as patched:
-            patched.setattr("sys.stderr", stderr)
-            with _Bars(100) as bars:
-                for tell in (bars.at("copying it"), bars.at("reading it back")):
-                    tell(0)
-                    tell(100)
-        while True:
-            found += os.read(terminal, 65536)
-    except OSError:  # EIO: the other end is closed, and all was read
-        pass
-    finally:
-        os.close(terminal)
-    assert 0 <= found.find(b"copying it") < found.find(b"reading it back")
+
+    def both() -> None:
+        with _Bars(100) as bars:
+            for tell in (bars.at("copying it"), bars.at("reading it back")):
+                tell(0)
+                tell(100)
+
+    shown = shown_on_terminal(monkeypatch, both)
+    assert 0 <= shown.find("copying it") < shown.find("reading it back")

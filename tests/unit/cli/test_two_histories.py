@@ -20,7 +20,7 @@ from replicator.pool.volumes import create_volume
 from replicator.repository.logged import read_history
 from replicator.repository.remembered import LOG_SETTING, remember_log, remembered_log
 from replicator.units import CHUNK_BYTES, MIB
-from tests.support.command_line import Command, runner
+from tests.support.command_line import Command
 from tests.support.volume_histories import NAME, History
 
 SIZE = 4 * CHUNK_BYTES
@@ -54,11 +54,6 @@ class Ground:
         with own_pool(self.pool) as pool:
             pool.switch(Switch(changes=(Put(Setting(LOG_SETTING, str(folder))),)))
         return replace(self, log=folder, logs=logs)
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    return runner(capsys)
 
 
 @pytest.fixture

@@ -115,6 +115,14 @@ def test_a_torn_file_is_no_zone(berlin: Path) -> None:
             parse_time("2026-07-01T14:05", zone_of(None, berlin))
 
 
+def test_a_file_with_an_offset_that_no_time_has_is_no_zone(berlin: Path) -> None:
+    """RFC 8536 lets a rule say 24 hours; so does /etc/localtime, then."""
+    berlin.write_bytes(2 * _BERLIN + b"\nABC24\n")
+    for zone in (zone_of(None, berlin), zone_of(f":{berlin}")):
+        assert isinstance(zone, UnknownZone)
+        assert format_instant(SUMMER, zone) == "2026-07-01 12:05:00 UTC"
+
+
 @given(st.text(max_size=30) | st.from_regex(r"<?[A-Z]{3}>?[+-]?[0-9]{1,2}([A-Z]{3}(,M[0-9.]{5}/?[0-9]?){0,2})?"))
 def test_any_tz(tz: str) -> None:
     """Z1: a zone, or UnknownZone; instants can be shown."""

@@ -22,7 +22,7 @@ from replicator.pool.interface import Switch
 from replicator.pool.opening import own_pool
 from replicator.pool.remote import RemotePool
 from replicator.units import KIB, MIB
-from tests.support.command_line import Command, runner
+from tests.support.command_line import Command
 from tests.support.nbd_ground import Client
 from tests.support.pool_owner import make_pool
 
@@ -73,11 +73,6 @@ def _await_disk(exporter: Exporter, listeners: int) -> None:
     while sum(each.name == "disk" for each in exporter.exports()) != listeners:
         assert time.monotonic() < deadline, exporter.exports()
         threading.Event().wait(0.01)
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    return runner(capsys)
 
 
 def test_without_a_client_it_is_rolled_back_and_served_on(exporter: Exporter, command: Command, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from replicator.pool.inspection import check_pool
 from replicator.pool.opening import own_pool
 from replicator.pool.repairing import PoolRepair, Wish, repair_pool
 from replicator.pool.volumes import create_snapshot, create_volume, delete_volume
-from tests.support.command_line import Command, runner
+from tests.support.command_line import Command
 from tests.support.pool_owner import make_pool, served
 from tests.support.repairs import ruin
 from tests.support.thinpools import Patient
@@ -37,11 +37,6 @@ def path(tmp_path: Path) -> Path:
             pool.flush()
         create_snapshot(pool, "v", "s")
     return path
-
-
-@pytest.fixture
-def command(capfd: pytest.CaptureFixture[str]) -> Command:
-    return runner(capfd)
 
 
 def content(path: Path, name: str, blocks: int) -> list[bytes]:

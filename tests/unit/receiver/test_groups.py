@@ -17,18 +17,13 @@ from replicator.pool.creation import PoolPlan, create_pool
 from replicator.pool.daemons import DaemonSocket
 from replicator.repository.receipts import LOOK_S, await_receivers, lacking
 from replicator.units import CHUNK_BYTES, MIB
-from tests.support.command_line import Command, runner
+from tests.support.command_line import Command
 from tests.support.manual_waiter import ManualWaiter
 from tests.support.receivers import memory_log
 from tests.support.replica_streams import SourceVolume
 
 GROUP = UUID(int=0xA, version=4)
 SIZE = 6 * CHUNK_BYTES
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    return runner(capsys)
 
 
 @dataclass(slots=True)

@@ -29,18 +29,13 @@ from replicator.repository.catalogued import CataloguedPool, ReadPool
 from replicator.repository.cloning import clone_named
 from replicator.repository.source import OpenedPoint, Source, open_source
 from replicator.units import CHUNK_BYTES, GIB
-from tests.support.command_line import Command, runner
+from tests.support.command_line import Command
 from tests.support.replica_streams import SourceVolume
 
 SIZE = 6 * CHUNK_BYTES + 1024
 NAME = "disk-1"
 LAST = 5
 SELDOM = RetentionPolicy(materialise_every_s=3600)
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    return runner(capsys)
 
 
 @dataclass(frozen=True, slots=True)

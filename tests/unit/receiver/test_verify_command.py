@@ -11,12 +11,7 @@ from receiver.remember import verified_of
 from replicator.log.opening import open_log
 from replicator.pool.catalogue_schema import Role
 from replicator.pool.reading import read_pool
-from tests.support.command_line import Command, runner
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    return runner(capsys)
+from tests.support.command_line import Command
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from replicator.log.interface import Appended, Log
 from replicator.log.object_log import ObjectLog, directory_log
 from replicator.repository.archive import RENEW_S, Archiver, Copied
 from replicator.repository.verify import verify_volume
-from tests.support.command_line import Command, runner
+from tests.support.command_line import Command
 from tests.support.event_streams import VOLUME, Script
 from tests.support.faulty_log import FaultyLog, KilledError, LogFault
 from tests.support.hostile_log import hostile
@@ -28,11 +28,6 @@ from tests.support.memory_objects import MemoryStore
 from tests.support.replica_streams import SourceVolume, random_source
 
 SIZE = 12 * 65536
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    return runner(capsys)
 
 
 def archiver(source: Log, target: Log, *, waiter: ManualWaiter | None = None, names: Sequence[str] = ()) -> Archiver:
