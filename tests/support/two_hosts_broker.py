@@ -86,13 +86,11 @@ class Topic:
             checker.accept(decode_event(record))
         self.end = checker.state
 
-    def cut_off(self, count: int) -> list[bytes]:
-        """The last records go; which."""
+    def cut_off(self, count: int) -> None:
+        """The last records go."""
         kept = self.records[: len(self.records) - count]
-        gone = self.records[len(kept) :]
         self.records, self.end = [], self.start
         self.add(kept)
-        return gone
 
 
 class Broker:
@@ -126,10 +124,10 @@ class Broker:
             self.leaked.add(stream)
             raise ProducerFencedError("a later producer was initialised, though the records stand")
 
-    def crash(self, stream: Stream, lost: int) -> list[bytes]:
-        """The last records are gone, though they were acknowledged; which."""
+    def crash(self, stream: Stream, lost: int) -> None:
+        """The last records are gone, though they were acknowledged."""
         self.init_producer(stream[0])  # sequence numbers don't fit any more: whoever produced has to begin again
-        return self.topics[stream].cut_off(lost)
+        self.topics[stream].cut_off(lost)
 
     def possible_faults(self, stream: Stream) -> list[FetchFault]:
         """What a fetch of the stream may suffer: where records of an earlier epoch stand, none that hides an event."""
