@@ -140,7 +140,7 @@ class Broker:
         given = {"plain": plain, "secure": secure, "control": control, "user": USER, "password": PASSWORD}
         (self.folder / "server.properties").write_text(_PROPERTIES.format(folder=self.folder, **given))
         scram = f"SCRAM-SHA-512=[name={USER},password={PASSWORD}]"
-        tool = _java(*JVM_OF_TOOLS, "kafka.tools.StorageTool")
+        tool = java_line(*JVM_OF_TOOLS, "kafka.tools.StorageTool")
         argv = [*tool, "format", "--standalone", "-t", _CLUSTER, "-c", "server.properties", "--add-scram", scram]
         subprocess.run(argv, cwd=self.folder, stdout=subprocess.DEVNULL, check=True, timeout=_START_LIMIT_S)
 
@@ -157,7 +157,7 @@ class Broker:
         """The broker's command line, to be run in `folder`."""
         archive = (f"-XX:SharedArchiveFile={_archive()}",) if _archive().exists() else ()
         options = (*_HEAP, *_SMALL, *(self.options or archive), "-Dlog4j2.configurationFile=log4j2.xml")
-        return [*_java(*options, "kafka.Kafka"), "server.properties"]
+        return [*java_line(*options, "kafka.Kafka"), "server.properties"]
 
     def _popen(self, output: IO[bytes]) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
@@ -244,7 +244,9 @@ def make_archive() -> None:
 def acl_tool(folder: Path) -> Path:
     """Kafka's `kafka-acls.sh` in `folder`: its script only finds the jars, and calls this class."""
     path = folder / "kafka-acls.sh"
-    path.write_text(f'#!/bin/sh\nexec {shlex.join(_java(*JVM_OF_TOOLS, "org.apache.kafka.tools.AclCommand"))} "$@"\n')
+    path.write_text(
+        f'#!/bin/sh\nexec {shlex.join(java_line(*JVM_OF_TOOLS, "org.apache.kafka.tools.AclCommand"))} "$@"\n'
+    )
     path.chmod(0o755)
     return path
 
@@ -253,7 +255,8 @@ def _archive() -> Path:
     return judges.JUDGES / "kafka" / "classes.jsa"
 
 
-def _java(*words: str) -> list[str]:
+def java_line(*words: str) -> list[str]:
+    """What runs a class of Kafka's: the JVM's options, and the class."""
     *options, main = words
     return ["java", *options, "-cp", f"{judges.JUDGES / 'kafka' / 'libs'}/*", main]
 
