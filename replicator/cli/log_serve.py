@@ -21,14 +21,17 @@ from replicator.errors import UsageError
 @click.option(
     "--append-only", is_flag=True, help="New events and reading, no trimming, no replacing: for an agent's key."
 )
-def serve_log(path: str, stdio: bool, append_only: bool) -> None:
+@click.option("--follow-only", is_flag=True, help="Reading, and saying how far it is: for a receiver's key.")
+def serve_log(path: str, stdio: bool, append_only: bool, follow_only: bool) -> None:
     """Serve a directory log to whoever names it as ssh://.
 
-    Called by ssh at the far end, not by hand. In ~/.ssh/authorized_keys, for an agent's key:
+    Called by ssh at the far end, not by hand. In ~/.ssh/authorized_keys, for an agent's key and a receiver's:
 
     \b
     restrict,command="replicator log serve /srv/replicator/log --stdio --append-only" ssh-ed25519 AAAA… agent@host
+    restrict,command="replicator log serve /srv/replicator/log --stdio --follow-only" ssh-ed25519 AAAA… receiver@host
     """
+    from replicator.log.rights import Rights
     from replicator.log.stdio_pipes import DescriptorPipes
     from replicator.log.stdio_server import StoreServer
 
@@ -40,7 +43,10 @@ def serve_log(path: str, stdio: bool, append_only: bool) -> None:
         raise UsageError(
             "log serve is called by ssh, not by hand", mend=f"name it as a log: ssh://HOST{Path(path).absolute()}"
         )
+    if append_only and follow_only:
+        raise UsageError("a key may only append, or only follow", mend="a host that does both needs two keys")
+    rights = Rights.APPEND if append_only else Rights.FOLLOW if follow_only else Rights.ALL
     try:
-        StoreServer(Path(path), DescriptorPipes(0, 1), append_only=append_only).run()
+        StoreServer(Path(path), DescriptorPipes(0, 1), rights).run()
     except (BrokenPipeError, ConnectionResetError):
         return  # the client is gone: so are its unfinished objects

@@ -2,8 +2,9 @@
 
     object        replicator-log, catalogue/VOLUME, beacons/VOLUME, receivers/VOLUME/RECEIVER,
                   VOLUME/TIMELINE/claim, VOLUME/TIMELINE/start, VOLUME/TIMELINE/FOLDER/SEQUENCE
-    replaceable   beacons/VOLUME, catalogue/VOLUME, receivers/VOLUME/RECEIVER: also by who may only append
-    trimmed       VOLUME/TIMELINE/start: says what was trimmed, so nobody who may only append writes it, not even first
+    publisher's   beacons/VOLUME, catalogue/VOLUME: replaced in the course of things
+    registration  receivers/VOLUME/RECEIVER: the same, by a receiver; says what a trim may delete
+    start         VOLUME/TIMELINE/start: says what was trimmed
     prefix        what is listed: the root, catalogue, receivers/VOLUME, VOLUME, VOLUME/TIMELINE, VOLUME/TIMELINE/FOLDER
     owned         what a publisher sweeps: VOLUME/TIMELINE/, beacons/VOLUME, catalogue/VOLUME
 
@@ -24,7 +25,8 @@ _RECEIVER = f"{names.RECEIVERS}/{_VOLUME}/{_VOLUME}"
 _OBJECT = re.compile(
     f"{names.MARKER}|{_BESIDE}|{_RECEIVER}|{_TIMELINE}/(?:claim|start)|{_FOLDER}/[0-9]{{20}}", re.ASCII
 )
-_REPLACEABLE = re.compile(f"{_BESIDE}|{_RECEIVER}", re.ASCII)
+_PUBLISHERS = re.compile(_BESIDE, re.ASCII)
+_REGISTRATION = re.compile(_RECEIVER, re.ASCII)
 _START = re.compile(f"{_TIMELINE}/start", re.ASCII)
 _PREFIX = re.compile(
     f"|{names.CATALOGUE}|{names.BEACONS}|{names.RECEIVERS}(?:/{_VOLUME})?|{_VOLUME}|{_TIMELINE}|{_FOLDER}", re.ASCII
@@ -37,9 +39,14 @@ def is_object(name: str) -> bool:
     return _OBJECT.fullmatch(name) is not None
 
 
-def is_replaceable(name: str) -> bool:
-    """Whether an object of that name is overwritten in the course of things, by agents and receivers."""
-    return _REPLACEABLE.fullmatch(name) is not None
+def is_publishers(name: str) -> bool:
+    """Whether an object of that name is overwritten by agents in the course of things."""
+    return _PUBLISHERS.fullmatch(name) is not None
+
+
+def is_registration(name: str) -> bool:
+    """Whether an object of that name says how far a receiver is."""
+    return _REGISTRATION.fullmatch(name) is not None
 
 
 def is_start(name: str) -> bool:

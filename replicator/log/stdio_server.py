@@ -4,18 +4,14 @@ One client, one request at a time, in their order. Sinks that a client left open
 is left but what was given a name. A server outlives its connection by at most the requests that had come in whole: a
 commit among them may give its name after the client has connected anew, which then finds that name taken.
 
-    may be done        append-only                            else
-    read, list         all                                    all
-    a new name         all but `start`, which hides events    all
-    replace (put)      beacons, catalogue, registrations      also `start`
-    delete, folders    nothing                                all
-    sweep              unfinished objects of a publisher      the same
+What the client may write is its key's affair (rights).
 
 Invariants
   V1  Only names of the log's grammar are touched (grammar), below the folder that was named on the command line.
   V2  Memory: one frame. Sinks are at most SINKS_MAX, each at most SEGMENT_BYTES_MAX long.
   V3  Bytes that aren't the protocol end the connection with FormatError; what was done by then stays done.
-  V4  Who may only append never says what was trimmed: a stolen key hides no event, and leads no trim to delete one.
+  V4  A source's key never says what was trimmed, nor for a receiver: stolen, it hides no event, and leads no trim to
+      delete one.
 """
 
 from __future__ import annotations
@@ -29,6 +25,7 @@ from replicator.errors import ConflictError, FormatError, NotFoundError, Replica
 from replicator.events.record import RECORD_BYTES_MAX
 from replicator.log import grammar
 from replicator.log.directory import DirectorySink, DirectoryStore
+from replicator.log.rights import Rights
 from replicator.log.segment import SEGMENT_BYTES_MAX
 from replicator.log.stdio_protocol import (
     DATA_BYTES,
@@ -92,8 +89,8 @@ class _Sink:
 class StoreServer:
     """One client's server."""
 
-    def __init__(self, root: Path, pipes: Pipes, *, append_only: bool = False) -> None:
-        self._root, self._pipes, self._append_only = root, pipes, append_only
+    def __init__(self, root: Path, pipes: Pipes, rights: Rights = Rights.ALL) -> None:
+        self._root, self._pipes, self._rights = root, pipes, rights
         self._store = DirectoryStore(root)
         self._sinks: dict[int, _Sink] = {}
         self._is_greeted = False
@@ -144,15 +141,15 @@ class StoreServer:
         if path and Path(path).absolute() != self._root.absolute():
             mend = f"name that folder, or let the forced command serve {path}"
             raise ConflictError(f"this key reaches the log {self._root}, and {path} was asked for", mend=mend)
-        if create and self._root.parent.is_dir():
+        if create and self._rights.publishes and self._root.parent.is_dir():
             self._root.mkdir(exist_ok=True)
         if not self._root.is_dir():
             mend = f"mkdir -p {self._root.parent}" if create else "the first agent that publishes there makes it"
             raise NotFoundError(f"there is no log directory {self._root}", mend=mend)
-        if create:
+        if create and self._rights.publishes:
             self._store.settle_root()
         self._is_greeted = True
-        yield Kind.WELCOME, [encode_body(Kind.WELCOME, PROTOCOL, self._append_only, str(self._root))]
+        yield Kind.WELCOME, [encode_body(Kind.WELCOME, PROTOCOL, self._rights is Rights.APPEND, str(self._root))]
 
     def create(self, number: int, name: str) -> Answers:
         """Begin an object."""
@@ -163,7 +160,7 @@ class StoreServer:
         return iter(())
 
     def _created(self, name: str) -> DirectorySink:
-        self._require_new(name)
+        self._rights.require_new(name)
         return self._store.create(name)
 
     def commit(self, number: int) -> Answers:
@@ -184,15 +181,14 @@ class StoreServer:
     def put(self, name: str, data: bytes) -> Answers:
         """Replace a small object."""
         self._require_object(name)
-        if self._append_only and not grammar.is_replaceable(name):
-            raise self._refused(f"replace {name}")
+        self._rights.require_replace(name)
         self._store.put(name, _small(data))
         yield _done(True)
 
     def put_if_absent(self, name: str, data: bytes) -> Answers:
         """A small object under a free name."""
         self._require_object(name)
-        self._require_new(name)
+        self._rights.require_new(name)
         yield _done(self._store.put_if_absent(name, _small(data)))
 
     def get(self, name: str, limit_bytes: int) -> Answers:
@@ -245,8 +241,7 @@ class StoreServer:
     def delete(self, name: str) -> Answers:
         """Remove an object."""
         self._require_object(name)
-        if self._append_only:
-            raise self._refused(f"delete {name}")
+        self._rights.require_delete(name)
         self._store.delete(name)
         yield _done(True)
 
@@ -254,8 +249,7 @@ class StoreServer:
         """Remove an empty folder."""
         if not prefix or not grammar.is_prefix(prefix):
             raise FormatError("drop_folder", "a folder of a log", repr(prefix[:100]))
-        if self._append_only:
-            raise self._refused(f"remove {prefix}")
+        self._rights.require_folders(prefix)
         self._store.drop_folder(prefix)
         yield _done(True)
 
@@ -269,6 +263,7 @@ class StoreServer:
         """Remove what dead writers left."""
         if not grammar.is_owned(prefix):
             raise FormatError("sweep", "what a publisher owns", repr(prefix[:100]))
+        self._rights.require_sweep(prefix)
         self._store.sweep(prefix)
         yield _done(True)
 
@@ -286,15 +281,6 @@ class StoreServer:
         """V1."""
         if not grammar.is_object(name):
             raise FormatError("frame", "an object of a log", repr(name[:100]))
-
-    def _require_new(self, name: str) -> None:
-        """V4."""
-        if self._append_only and grammar.is_start(name):
-            raise self._refused(f"write {name}")
-
-    def _refused(self, what: str) -> ConflictError:
-        mend = "use a key without --append-only in its forced command"
-        return ConflictError(f"this key may only append: it may not {what}", mend=mend)
 
 
 Answers = Iterator[tuple[Kind, list[Buffer]]]

@@ -65,11 +65,12 @@ def test_an_agents_key_publishes_and_erases_nothing(server: S3Server) -> None:
         agent.delete(SEGMENT)
     assert caught.value.mend and "deploy/s3" in caught.value.mend
     assert agent.size(SEGMENT) is not None
-    start = names.start_name(VOLUME, 1)
+    start, registration = names.start_name(VOLUME, 1), names.registration_name(VOLUME, REGISTRATION.receiver)
     for plant in (agent.put, agent.put_if_absent):
-        with pytest.raises(AccessDeniedError):
-            plant(start, b"all was trimmed")
-    assert agent.size(start) is None
+        for name in (start, registration):
+            with pytest.raises(AccessDeniedError):
+                plant(name, b"all was trimmed, all is verified")
+    assert agent.size(start) is None and agent.size(registration) is None
     with pytest.raises(AccessDeniedError):
         open_bucket(parse_object_url(server.url("other", user="agent"))).put("x", b"x")
 
@@ -96,14 +97,15 @@ def test_a_prunes_key_trims(server: S3Server) -> None:
     assert open_log(server.url("log", user="agent")).reader(VOLUME, 1).start().sequence > 0
 
 
-def test_the_forced_command_of_an_agents_key(tmp_path: Path) -> None:
+def test_the_forced_commands(tmp_path: Path) -> None:
     judges.require("ssh")
     root = tmp_path / "log"
     shipped = (DEPLOY / "ssh" / "authorized_keys").read_text()
     forced = re.findall(r'command="([^"]*)" ', shipped)
-    assert len(forced) == 3 and "--append-only" in forced[0] and "--append-only" not in forced[2]
-    mine = (
-        forced[0].replace("/srv/replicator/log", shlex.quote(str(root))).replace("replicator log", f"{REPLICATOR} log")
+    assert [re.findall(r"--(\w+)-only", each) for each in forced] == [["append"], ["follow"], []]
+    mine, replicas = (
+        each.replace("/srv/replicator/log", shlex.quote(str(root))).replace("replicator log", f"{REPLICATOR} log")
+        for each in forced[:2]
     )
     with running_sshd(tmp_path / "sshd") as sshd:
         sshd.authorize(mine)
@@ -112,9 +114,8 @@ def test_the_forced_command_of_an_agents_key(tmp_path: Path) -> None:
             script = publish(log)
             with pytest.raises(ConflictError, match="may only append"):
                 log.trim(VOLUME, 1, 1 << 40)
-            log.register(REGISTRATION)
             with pytest.raises(ConflictError, match="may only append"):
-                log.forget(VOLUME, REGISTRATION.receiver)
+                log.register(REGISTRATION)
             assert isinstance(log, ObjectLog)
             with pytest.raises(ConflictError, match="may only append"):
                 log._store.put_if_absent(names.start_name(VOLUME, 1), b"all was trimmed")
@@ -122,3 +123,10 @@ def test_the_forced_command_of_an_agents_key(tmp_path: Path) -> None:
         with pytest.raises(ConflictError, match="this key reaches the log"):
             open_log(sshd.url(tmp_path / "other") + suffix, create=True)
         assert not (tmp_path / "other").exists()
+        sshd.authorize(replicas)
+        with closing(open_log(sshd.url(root) + suffix)) as log:
+            assert list(log.reader(VOLUME, 1).read(1)), "a replica host reads"
+            with pytest.raises(ConflictError, match="may only follow"):
+                log.trim(VOLUME, 1, 1 << 40)
+            log.register(REGISTRATION)
+            assert log.registrations(VOLUME) == [REGISTRATION]

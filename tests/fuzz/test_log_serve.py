@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from replicator._buffer import Buffer
 from replicator.errors import FormatError, ReplicatorError, UnavailableError
+from replicator.log.rights import Rights
 from replicator.log.ssh_channel import ProcessChannel
 from replicator.log.stdio_client import RemoteStore
 from replicator.log.stdio_connection import Connection
@@ -84,7 +85,7 @@ def test_a_hostile_client_gets_an_error_and_an_end(tmp_path: Path) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     ends = 0
     for seed in range(400):
-        channel = LoopbackChannel(root, append_only=bool(seed % 2))
+        channel = LoopbackChannel(root, list(Rights)[seed % len(Rights)])
         try:
             channel.send([hostile_stream(random.Random(seed))])
             answer = channel.finish()

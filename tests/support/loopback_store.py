@@ -8,6 +8,7 @@ from pathlib import Path
 
 from replicator._buffer import Buffer
 from replicator.errors import FormatError, UnavailableError
+from replicator.log.rights import Rights
 from replicator.log.stdio_client import RemoteStore
 from replicator.log.stdio_connection import Connection
 from replicator.log.stdio_pipes import DescriptorPipes
@@ -19,17 +20,17 @@ LIMIT_S = 20.0
 class LoopbackChannel:
     """A Channel to a StoreServer that runs in a thread."""
 
-    def __init__(self, root: Path, *, append_only: bool = False) -> None:
+    def __init__(self, root: Path, rights: Rights = Rights.ALL) -> None:
         self._ours, theirs = socket.socketpair()
         self._ours.settimeout(LIMIT_S)
         self.error: FormatError | None = None
-        self._thread = threading.Thread(target=self._serve, args=(root, theirs, append_only), daemon=True)
+        self._thread = threading.Thread(target=self._serve, args=(root, theirs, rights), daemon=True)
         self._thread.start()
 
-    def _serve(self, root: Path, end: socket.socket, append_only: bool) -> None:
+    def _serve(self, root: Path, end: socket.socket, rights: Rights) -> None:
         with end:
             try:
-                StoreServer(root, DescriptorPipes(end.fileno(), end.fileno()), append_only=append_only).run()
+                StoreServer(root, DescriptorPipes(end.fileno(), end.fileno()), rights).run()
             except FormatError as error:
                 self.error = error
             except OSError:
@@ -62,10 +63,10 @@ class LoopbackChannel:
         assert not self._thread.is_alive(), "the server hangs"
 
 
-def loopback_store(root: Path, *, append_only: bool = False, create: bool = True) -> RemoteStore:
+def loopback_store(root: Path, rights: Rights = Rights.ALL, *, create: bool = True) -> RemoteStore:
     """The objects in the folder `root`, through the protocol."""
 
     def connect() -> Connection:
-        return Connection(LoopbackChannel(root, append_only=append_only), "loopback:", str(root), create=create)
+        return Connection(LoopbackChannel(root, rights), "loopback:", str(root), create=create)
 
     return RemoteStore("loopback:", connect)

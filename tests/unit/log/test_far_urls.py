@@ -7,7 +7,7 @@ import shlex
 import pytest
 
 from replicator.errors import UsageError
-from replicator.log.grammar import is_object, is_owned, is_prefix, is_replaceable
+from replicator.log.grammar import is_object, is_owned, is_prefix, is_publishers, is_registration, is_start
 from replicator.log.opening import is_log, log_folder, log_places, log_url
 from replicator.log.pace import beacon_interval_s, default_interval_s
 from replicator.log.s3_url import ObjectPlace, parse_object_url
@@ -125,13 +125,15 @@ def test_pace() -> None:
 
 def test_the_grammar_of_names() -> None:
     segment = f"{UUID}/0000000001/0000000000000000/00000000000000000001"
-    replaceable = {f"beacons/{UUID}", f"catalogue/{UUID}", f"receivers/{UUID}/{UUID}"}
-    objects = {"replicator-log", segment, f"{UUID}/0000000001/claim", f"{UUID}/0000000001/start", *replaceable}
+    publishers, registration = {f"beacons/{UUID}", f"catalogue/{UUID}"}, f"receivers/{UUID}/{UUID}"
+    start = f"{UUID}/0000000001/start"
+    objects = {"replicator-log", segment, f"{UUID}/0000000001/claim", start, registration, *publishers}
     prefixes = {"", "catalogue", "beacons", "receivers", f"receivers/{UUID}", UUID, f"{UUID}/0000000001"}
     owned = {f"{UUID}/0000000001/", f"beacons/{UUID}", f"catalogue/{UUID}"}
     hostile = {"..", "../x", "/etc/passwd", f"{segment}/../x", f"{segment}\n", "temporary/x", "a" * 5000, f"{UUID}/"}
     for name in objects | prefixes | owned | hostile:
         assert is_object(name) == (name in objects)
         assert is_prefix(name) == (name in prefixes)
-        assert is_replaceable(name) == (name in replaceable)
+        assert is_publishers(name) == (name in publishers)
+        assert is_registration(name) == (name == registration) and is_start(name) == (name == start)
         assert is_owned(name) == (name in owned)

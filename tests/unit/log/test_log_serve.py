@@ -1,17 +1,19 @@
-"""The server of an SSH log: what an append-only key may, what its folder is, and what the command refuses."""
+"""The server of an SSH log: what each kind of key may, what its folder is, and what the command refuses."""
 
 from __future__ import annotations
 
 from contextlib import closing
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
 from replicator.errors import ConflictError, FormatError, NotFoundError, ReplicatorError, UsageError
 from replicator.events.beacon import Beacon
 from replicator.log import names
-from replicator.log.interface import Appended
+from replicator.log.interface import Appended, Registration
 from replicator.log.object_log import ObjectLog, directory_log
+from replicator.log.rights import Rights
 from replicator.log.segment import SEGMENT_BYTES_MAX
 from replicator.log.stdio_client import RemoteStore
 from replicator.log.stdio_connection import Connection
@@ -21,6 +23,7 @@ from tests.support.event_streams import VOLUME, Script
 from tests.support.loopback_store import LoopbackChannel, loopback_store
 
 SEGMENT = names.segment_name(VOLUME, 1, 1)
+REGISTRATION = Registration(VOLUME, UUID(int=7), "replica", 1, 2, 5, 99)
 
 
 def published(store: RemoteStore, transactions: int = 2) -> Script:
@@ -37,7 +40,7 @@ def published(store: RemoteStore, transactions: int = 2) -> Script:
 
 
 def test_an_append_only_key_publishes_and_reads(tmp_path: Path) -> None:
-    with closing(loopback_store(tmp_path / "log", append_only=True)) as store:
+    with closing(loopback_store(tmp_path / "log", Rights.APPEND)) as store:
         script = published(store)
         log = ObjectLog(store)
         assert list(log.reader(VOLUME, 1).read(1)) == script.events
@@ -63,12 +66,14 @@ def put_as_an_object(store: RemoteStore, name: str) -> None:
         lambda store: store.put(names.MARKER, b"x"),
         lambda store: store.put(names.claim_name(VOLUME, 1), b"x"),
         lambda store: store.delete(names.beacon_name(VOLUME)),
+        lambda store: ObjectLog(store).register(REGISTRATION),
+        lambda store: store.put_if_absent(names.registration_name(VOLUME, REGISTRATION.receiver), b"x"),
         lambda store: store.drop_folder(names.folder_name(VOLUME, 1, 0)),
         lambda store: ObjectLog(store).trim(VOLUME, 1, 1 << 40),
     ],
 )
 def test_an_append_only_key_erases_nothing(tmp_path: Path, wrong: object) -> None:
-    with closing(loopback_store(tmp_path / "log", append_only=True)) as store:
+    with closing(loopback_store(tmp_path / "log", Rights.APPEND)) as store:
         script = published(store)
         assert callable(wrong)
         with pytest.raises(ConflictError, match="may only append") as caught:
@@ -76,6 +81,41 @@ def test_an_append_only_key_erases_nothing(tmp_path: Path, wrong: object) -> Non
         assert caught.value.mend and "--append-only" in caught.value.mend
         assert list(ObjectLog(store).reader(VOLUME, 1).read(1)) == script.events, "and the connection goes on"
     assert list(directory_log(tmp_path / "log").reader(VOLUME, 1).read(1)) == script.events
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda store: store.put_if_absent(names.start_name(VOLUME, 1), b"x"),
+        lambda store: put_as_an_object(store, names.segment_name(VOLUME, 1, 1000)),
+        lambda store: store.put(names.beacon_name(VOLUME), b"all is well"),
+        lambda store: store.put(SEGMENT, b"another history"),
+        lambda store: store.delete(SEGMENT),
+        lambda store: store.drop_folder(names.folder_name(VOLUME, 1, 0)),
+        lambda store: store.sweep(names.beacon_name(VOLUME)),
+        lambda store: ObjectLog(store).claim_timeline(VOLUME, 2, "beta"),
+        lambda store: ObjectLog(store).trim(VOLUME, 1, 1 << 40),
+    ],
+)
+def test_a_follow_only_key_reads_registers_and_writes_no_history(tmp_path: Path, wrong: object) -> None:
+    with closing(loopback_store(tmp_path / "log")) as store:
+        script = published(store)
+    with closing(loopback_store(tmp_path / "log", Rights.FOLLOW, create=False)) as store:
+        log = ObjectLog(store)
+        assert callable(wrong)
+        with pytest.raises(ConflictError, match="may only follow") as caught:
+            wrong(store)
+        assert caught.value.mend and "--follow-only" in caught.value.mend
+        assert list(log.reader(VOLUME, 1).read(1)) == script.events, "and the connection goes on"
+        log.register(REGISTRATION)
+        assert log.registrations(VOLUME) == [REGISTRATION]
+        assert log.forget(VOLUME, REGISTRATION.receiver) and not log.registrations(VOLUME)
+
+
+def test_a_follow_only_key_makes_no_log(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="no log directory"):
+        loopback_store(tmp_path / "log", Rights.FOLLOW).connected()
+    assert not (tmp_path / "log").exists()
 
 
 def test_a_full_key_trims(tmp_path: Path) -> None:
@@ -145,4 +185,7 @@ def test_the_folder_that_a_key_reaches(tmp_path: Path) -> None:
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = runner(capsys)
     assert "--stdio" in command("log", "serve", tmp_path, code=UsageError.exit_code).err
-    assert "--append-only" in command("log", "serve", "--help").out
+    told = command("log", "serve", "--help").out
+    assert "--append-only" in told and "--follow-only" in told
+    both = command("log", "serve", tmp_path, "--stdio", "--append-only", "--follow-only", code=UsageError.exit_code)
+    assert "two keys" in both.err
