@@ -8,10 +8,11 @@ that the pool has prepared (its number is p + 1), T the one that is open at the 
     timeline ended, or a later one is claimed   any                               refused: TimelineOverError
     volume deleted                              any                               refused: VolumeGoneError
     epoch later than any that we took, or may   any                               refused: FencedError
-      have taken
+      have taken; or the same, by another
     q > p, not (q = p + 1 and R is it)          any                               refused: PoolOlderError
     q = p, another digest                       any                               refused: PoolOlderError
-    q = p, T isn't R                            any                               refused: PoolOlderError
+    q = p, T isn't R, nor one of ours that the  any                               refused: PoolOlderError
+      pool gave up
     nothing yet                                 p > 0, not begun by a rebase      refused: LostEndError
     nothing yet                                 p = 0                             CreateStream
     nothing yet, on a timeline that a rebase    its parent                        StartTimeline
@@ -20,6 +21,7 @@ that the pool has prepared (its number is p + 1), T the one that is open at the 
     q = p + 1 and R is it                       R                                 Finish
     q < p, T                                    any                               Abort T
     q < p                                       something that equals q, or not   Rewind to q
+    q = p, T was given up: its abort is lost    any                               Abort T
     q = p, T = R                                R void, or a snapshot of it gone  Abort T
     q = p, T = R                                R                                 Resume behind the log's last event
     q = p                                       no R                              Ready
@@ -95,11 +97,11 @@ class LostEndError(RefusedError):
 class Facts:
     """What is known of one volume, in the pool and in the log.
 
-    `epoch`: ours, None before we took one; `claimed`: the last one that we tried to take. `committed_transaction`: the
-    UUID of the log's last committed transaction, where it matters. `equal_to_tail`: a snapshot that equals it. `void`:
-    why the prepared transaction can't be sent. `parent`: what a rebase forked this timeline from, where it did.
-    `taker`: the host that fenced us, where known. `disputed`: an append's answer was lost, and nothing that we appended
-    since is known to stand.
+    `epoch`: ours, None before we took one; `claimed`: the last one that is ours, or may be. `given_up`: T began under
+    our epoch, and isn't R. `committed_transaction`: the UUID of the log's last committed transaction, where it matters.
+    `equal_to_tail`: a snapshot that equals it. `void`: why the prepared transaction can't be sent. `parent`: what a
+    rebase forked this timeline from, where it did. `taker`: the host that fenced us, where known. `disputed`: an
+    append's answer was lost, and nothing that we appended since is known to stand.
     """
 
     pool_path: str
@@ -113,6 +115,7 @@ class Facts:
     void: str | None = None
     epoch: int | None = None
     claimed: int = 0
+    given_up: bool = False
     taker: str = ""
     successor: int | None = None
     committed_transaction: UUID | None = None
@@ -234,6 +237,7 @@ Outcome: TypeAlias = (
 )
 
 UNCHANGED = "nothing changed"
+LOST_END = "the log lost its end"
 
 
 def decide(facts: Facts) -> Outcome:
@@ -262,13 +266,15 @@ def _open(facts: Facts) -> OpenStream:
 def _go_back(facts: Facts) -> Outcome:
     """q < p."""
     if facts.tail.open is not None:
-        return Abort(facts.tail.open, "the log lost its end")
+        return Abort(facts.tail.open, LOST_END)
     return Rewind(facts.tail.committed, facts.equal_to_tail)
 
 
 def _go_on(facts: Facts) -> Outcome:
     """q = p."""
     prepared, opened = facts.prepared, facts.tail.open
+    if opened is not None and facts.given_up:
+        return Abort(opened, LOST_END)
     if prepared is None:
         return Ready()
     broken = facts.void
@@ -331,7 +337,7 @@ def _other_history(facts: Facts, volume: str, rebase: str) -> RefusedError | Non
             f" and {position.digest.hex()} in the pool: two histories",
             mend=either,
         )
-    if tail.open is not None and not facts.is_ours_open:
+    if tail.open is not None and not facts.is_ours_open and not facts.given_up:
         return PoolOlderError(
             f"{volume}: the log holds an open transaction {tail.open.number} that the pool never prepared", mend=either
         )

@@ -19,7 +19,8 @@ Invariants
       as committed in the log: never before.
   P2  A block that can't be read, or a lost target, ends the transaction by TransactionAborted; its number comes again.
   P3  Before an epoch is taken, tail and pool were compared and agree.
-  P4  An epoch whose claim the log refused isn't ours, though it has the number that we claimed.
+  P4  An epoch whose claim the log refused isn't ours, though it has the number that we claimed. Nor is one whose
+      claim's answer was lost, where another event has its place.
   P5  A tail that was read a while ago refuses nothing and rewinds nothing: another publisher, or a loss, may have
       changed log and pool meanwhile, and it is read again before.
 
@@ -54,7 +55,7 @@ from agent.decide import (
     decide,
 )
 from agent.farewell import Gone
-from agent.look_back import last_began
+from agent.look_back import last_began, stands
 from agent.rows import dropped, finished, rewound, switched
 from agent.standing import Devices, dev_ids_of, equal_to, parent_of
 from agent.transmit import GroupOf, Transmission
@@ -70,8 +71,10 @@ from replicator.events.bodies import (
     VolumeDeleted,
     VolumeRenamed,
 )
+from replicator.events.chain import seal
 from replicator.events.state import Life, StreamState
-from replicator.events.values import StateName
+from replicator.events.values import Link, StateName
+from replicator.log.errors import TrimmedError
 from replicator.pool.catalogue_schema import Prepared, Role, Volume
 
 STEPS_MAX = 64
@@ -94,7 +97,9 @@ class VolumePublisher:
         self._context = context
         self._appender: Appender | None = None
         self._epoch: int | None = None
-        self._claimed = 0  # the last epoch that we tried to take: perhaps it stands, whatever was answered
+        self._opened: Link | None = None  # our last PublisherOpened
+        self._taken = 0  # the last epoch that is ours for sure
+        self._unheard: dict[Link, int] = {}  # the epochs since then whose claims weren't answered, by their events
         self._successor: int | None = None
         self._seen = 0  # the tail's number when pool and log last agreed
         self._disputed = False  # an append's answer was lost: until our next epoch stands, it may come to stand
@@ -169,7 +174,7 @@ class VolumePublisher:
                 named = (committed.number, committed.digest) if committed is not None else (0, b"")
                 if tail.life is not Life.LIVE or self._successor is not None or named != (gone.number, gone.digest):
                     return tail.life is Life.DELETED
-                if 0 < self._claimed < tail.epoch:
+                if 0 < self._claimed(tail) < tail.epoch:
                     return False
                 if self._epoch != tail.epoch:
                     self._take_epoch(1 + max(tail.epoch, self._epoch or 0, gone.epoch))
@@ -231,7 +236,8 @@ class VolumePublisher:
             unchanged=there.unchanged,
             void=self._transmission.void_reason(prepared),
             epoch=self._epoch,
-            claimed=self._claimed,
+            claimed=self._claimed(tail),
+            given_up=self._gave_up(tail, prepared),
             taker=self._taker(tail),
             successor=self._successor,
             committed_transaction=self._transaction_of(tail, prepared),
@@ -240,12 +246,27 @@ class VolumePublisher:
             disputed=self._disputed,
         )
 
+    def _claimed(self, tail: StreamState) -> int:
+        """The last epoch that is ours, or may be (P4)."""
+        return max(self._taken, *(epoch for link, epoch in self._unheard.items() if _may_stand(link, epoch, tail)), 0)
+
+    def _gave_up(self, tail: StreamState, prepared: Prepared | None) -> bool:
+        """Whether the open transaction isn't the prepared one, and began behind our PublisherOpened, which stands."""
+        opened, ours = tail.open, self._opened
+        if opened is None or ours is None or self._epoch != tail.epoch or opened.began <= ours.sequence:
+            return False
+        if prepared is not None and prepared.transaction_uuid == opened.transaction:
+            return False
+        with log_errors(), suppress(TrimmedError):
+            return stands(self._context.log, tail, ours)
+        return False
+
     def _taker(self, tail: StreamState) -> str:
         """The host that took a later epoch than ours, for the message alone: what hinders reading it doesn't count."""
-        if 0 < self._claimed < tail.epoch:
+        if 0 < (claimed := self._claimed(tail)) < tail.epoch:
             with suppress(ReplicatorError):
                 for event in self._context.log.reader(self.volume, tail.timeline).read(self._seen + 1):
-                    if isinstance(event.body, PublisherOpened) and event.body.epoch > self._claimed:
+                    if isinstance(event.body, PublisherOpened) and event.body.epoch > claimed:
                         return event.body.host
         return ""
 
@@ -328,14 +349,17 @@ class VolumePublisher:
         """P3; the tail is read again afterwards, before anything is built on it."""
         settings = (("level", str(self._context.level)),)
         epoch = max(epoch, 1 + self._beacon_epoch())
-        before, self._claimed = self._claimed, epoch
+        body = PublisherOpened(epoch, self._context.host, settings, self._context.clock.now_ns())
+        opened = seal(self._end.state, body)[1].link
+        self._unheard[opened] = epoch
         try:
-            self._end.add(PublisherOpened(epoch, self._context.host, settings, self._context.clock.now_ns()))
+            self._end.add(body)
             self._end.flush()
         except UnsettledError as error:
             if not isinstance(error, AnswerLostError):
-                self._claimed = before  # P4: another event has its place
+                del self._unheard[opened]  # P4: another event has its place
             raise
+        self._opened, self._taken, self._unheard = opened, epoch, {}
         self._epoch, self._disputed = epoch, False
         self._end.settle()
 
@@ -355,3 +379,10 @@ class VolumePublisher:
 
     def _row(self) -> Volume:
         return self._context.pool().view().volume(self.volume)
+
+
+def _may_stand(link: Link, epoch: int, tail: StreamState) -> bool:
+    """Whether that PublisherOpened may be in the log, or come to be: who came behind it took a later epoch."""
+    if tail.sequence == link.sequence:
+        return tail.digest == link.digest
+    return tail.sequence < link.sequence or tail.epoch > epoch

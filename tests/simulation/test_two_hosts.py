@@ -26,11 +26,12 @@ FIRST_SEEDS = {name: 10_000_000 + 1000 * number for number, name in enumerate([*
 """Of each disaster by itself."""
 
 FOUND: dict[int, tuple[str, ...]] = {
-    **dict.fromkeys((2126, 16933, 23066, 23339, 55520, 65494), ()),
+    **dict.fromkeys((2126, 16933, 23066, 23339, 39034, 55520, 65494, 81301, 88297), ()),
     26410: ("rivals",),
     26871: ("zombies-let-through",),
 }
-"""Seeds of the soak that failed once: by the agent (2126, 23066, 23339), or by what the simulation held possible."""
+"""Seeds of the soak that failed once, with their disasters: by the agent (2126, 23066, 23339, 39034, 81301, 88297), or
+by what the simulation held possible."""
 
 
 def _told(report: Report) -> None:

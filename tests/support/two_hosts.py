@@ -277,7 +277,8 @@ class TwoHosts:
         self.report.refusals[f"{who} {name}"] += 1
         if error.mend is None and name not in AWAY:
             self.report.unmended[f"{who} {name}"] += 1
-        if name not in licensed | self.licensed[who]:
+        forgotten = {"PoolOlderError"} if self.truth.forgot_abort else set()
+        if name not in licensed | self.licensed[who] | forgotten:
             raise Violation(f"{who} met {name}, which nothing explains: {error.message}") from error
 
     # -- the end -----------------------------------------------------------------------------------------------

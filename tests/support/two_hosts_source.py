@@ -198,6 +198,7 @@ class SourceHost:
     def _start_agent(self, members: tuple[UUID, ...]) -> None:
         real = self.pool.real
         self._started += 1
+        self.truth.agent_starts()
         setting = self._setting
         line = Line(lambda: self.pool.is_dead or self.pool.real is not real, setting.late, self._meanwhile)
         log = setting.connect(line)

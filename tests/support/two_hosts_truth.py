@@ -100,6 +100,8 @@ class Truth:
     lives: dict[tuple[str, UUID], list[tuple[int, bytes]]] = field(default_factory=dict)
     may_abort: bool = False
     may_lack_base: bool = False
+    lost_abort: bool = False
+    forgot_abort: bool = False
     began: set[UUID] = field(default_factory=set)
     lost: set[UUID] = field(default_factory=set)
     counts: Counter[str] = field(default_factory=Counter)
@@ -204,9 +206,14 @@ class Truth:
         gone = [each for each in stream.events if each.header.sequence >= from_sequence]
         stream.events = [each for each in stream.events if each.header.sequence < from_sequence]
         bodies = [each.body for each in gone]
+        self.lost_abort |= any(isinstance(body, TransactionAborted) for body in bodies)
         self.lost |= {body.transaction for body in bodies if isinstance(body, TransactionBegan)}
         stream.epoch = max((each.header.epoch for each in stream.events), default=0)
         return len(gone)
+
+    def agent_starts(self) -> None:
+        """Who gave a transaction up knows that; who is started later takes it for another pool's."""
+        self.forgot_abort |= self.lost_abort
 
     def trims(self, key: StreamKey, first_kept: int) -> None:
         """Events below were trimmed."""

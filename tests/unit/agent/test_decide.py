@@ -105,6 +105,9 @@ ROWS: list[tuple[str, Facts, type[Outcome] | type[RefusedError]]] = [
     ("the log is ahead", facts(state(2), 1), PoolOlderError),
     ("a pool that never published", facts(state(2)), PoolOlderError),
     ("an unknown open one", facts(OPEN_2, 1), PoolOlderError),
+    ("one that we gave up, its abort is lost", facts(OPEN_2, 1, given_up=True), Abort),
+    ("the same, and the next is cut", facts(state(1, opened=THEIRS), 1, prepared(2), given_up=True), Abort),
+    ("the same, and our epoch is lost, too", facts(OPEN_2, 1, epoch=5, given_up=False), PoolOlderError),
     ("another open one", facts(state(1, opened=THEIRS), 1, prepared(2)), PoolOlderError),
     ("two histories", facts(state(1, history=1), 1), PoolOlderError),
     ("the log lost its end", facts(state(1), 2), Rewind),
@@ -156,12 +159,15 @@ def all_facts() -> Iterator[Facts]:
         for published, number, epoch in itertools.product(range(3), (None, 1, 2, 3), (None, 1, 2)):
             waiting = prepared(number) if number else None
             for base, target, same, void in itertools.product(flags, flags, flags, (None, "bad")):
-                for ours, equal in itertools.product((None, OURS, THEIRS), (None, 20)):
+                forgotten = opened is not None and epoch == tail.epoch and (opened is THEIRS or waiting is None)
+                lost_aborts = flags if forgotten else (False,)
+                for ours, equal, given_up in itertools.product((None, OURS, THEIRS), (None, 20), lost_aborts):
                     yield facts(
                         tail,
                         published,
                         waiting,
                         epoch=epoch,
+                        given_up=given_up,
                         base_there=base,
                         target_there=target,
                         unchanged=same,
@@ -186,7 +192,7 @@ def after(given: Facts, outcome: Outcome) -> Facts:
         assert named is not None
         return replace(given, position=replace(named, digest=outcome.committed.digest), prepared=None)
     if isinstance(outcome, Abort):
-        return replace(given, tail=replace(tail, open=None))
+        return replace(given, tail=replace(tail, open=None), given_up=False)
     if isinstance(outcome, Drop):
         return replace(given, prepared=None, void=None)
     assert isinstance(outcome, Rewind)
