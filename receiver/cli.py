@@ -185,7 +185,15 @@ def forget(path: str, volume: str, name: str, as_json: bool) -> None:
     from receiver.running import forget as forget_receiver
 
     url, gone = forget_receiver(path, volume, name)
+    said = gone.said
     if as_json:
-        print_json({"log": url, "volume": volume, "receiver": gone.name, "uuid": gone.receiver, "number": gone.number})
+        named = {
+            "receiver": said.name if said else None,
+            "uuid": gone.receiver,
+            "number": said.number if said else None,
+        }
+        print_json({"log": url, "volume": volume, **named})
+    elif said is None:
+        click.echo(f"{gone.receiver} is forgotten: what it said of {volume} was damaged")
     else:
-        click.echo(f"{gone.name} ({gone.receiver}) is forgotten: it had {volume} up to @{gone.number}")
+        click.echo(f"{said.name} ({gone.receiver}) is forgotten: it had {volume} up to @{said.number}")

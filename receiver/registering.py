@@ -16,10 +16,11 @@ Invariants
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from uuid import UUID
 
-from replicator.errors import ConflictError, NotFoundError, ReplicatorError
+from replicator.errors import ConflictError, FormatError, NotFoundError, ReplicatorError
 from replicator.history.resolve import NamedVolume, resolve_volume
 from replicator.log.interface import Log, Registration
 from replicator.pool.catalogue_schema import Position
@@ -74,10 +75,27 @@ class Registrar:
         return self._monotonic() - self._said_s >= (RENEW_S if moved else ALIVE_S)
 
 
-def forget_receiver(log: Log, volume: str, receiver: str) -> Registration:
-    """Strike `receiver` (a name or a UUID) off for `volume`; what it said last. NotFoundError names those there are."""
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """A receiver that was struck off; `said` is what it said last, None where that couldn't be read."""
+
+    receiver: UUID
+    said: Registration | None = None
+
+
+def forget_receiver(log: Log, volume: str, receiver: str) -> Forgotten:
+    """Strike `receiver` (a name or a UUID) off for `volume`. NotFoundError names those there are.
+
+    Where one of the registrations is damaged it takes a UUID, and FormatError says which: names can't be told then.
+    """
     found = resolve_volume(volume, [NamedVolume(each.volume, each.name, each.host) for each in log.volumes()])
-    known = log.registrations(found.uuid)
+    try:
+        known = log.registrations(found.uuid)
+    except FormatError:
+        uuid = _uuid(receiver)
+        if uuid is None or not log.forget(found.uuid, uuid):
+            raise
+        return Forgotten(uuid)
     named = [each for each in known if receiver in (each.name, str(each.receiver))]
     if len(named) > 1:
         listed = "; ".join(str(each.receiver) for each in named)
@@ -88,4 +106,10 @@ def forget_receiver(log: Log, volume: str, receiver: str) -> Registration:
         names = ", ".join(f"{each.name} ({each.receiver})" for each in known) or "none"
         raise NotFoundError(f"no receiver {receiver!r} is registered for {found.name}; there are: {names}")
     log.forget(found.uuid, named[0].receiver)
-    return named[0]
+    return Forgotten(named[0].receiver, named[0])
+
+
+def _uuid(text: str) -> UUID | None:
+    with suppress(ValueError):
+        return UUID(text)
+    return None

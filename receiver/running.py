@@ -25,14 +25,13 @@ import click
 from receiver.config import ReceiverConfig
 from receiver.daemon import SOCKET_NAME, Receiver, Surroundings
 from receiver.errors import UnknownChunksError, VerifyError
-from receiver.registering import forget_receiver
+from receiver.registering import Forgotten, forget_receiver
 from receiver.verification import document, remember, verify_points, wanted_points
 from replicator.cli.show import local_zone
 from replicator.errors import ConflictError, NotFoundError, UnavailableError
 from replicator.exporter.journal import Journal
 from replicator.exporter.signals import stopped_by_signals
 from replicator.exporter.supervise import Listeners, connect, end_started_by
-from replicator.log.interface import Registration
 from replicator.log.opening import is_log, log_url, open_log
 from replicator.pool.daemons import ANSWER_S, ask
 from replicator.pool.ending import stop_daemon
@@ -73,8 +72,8 @@ def placed(config: ReceiverConfig) -> ReceiverConfig:
     return replace(config, pool=config.pool.absolute(), log=log_url(config.log))
 
 
-def forget(path: str, volume: str, receiver: str) -> tuple[str, Registration]:
-    """Strike a receiver off in a log, or in the log that a pool remembers; the log, and what it said last."""
+def forget(path: str, volume: str, receiver: str) -> tuple[str, Forgotten]:
+    """Strike a receiver off in a log, or in the log that a pool remembers; the log, and who that was."""
     url = path if is_log(path) else _log_of(Path(path), volume)
     with closing(open_log(url)) as log:
         return url, forget_receiver(log, volume, receiver)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from replicator.events.codec import Event
     from replicator.history.resolve import NamedVolume
-    from replicator.log.interface import Log, StreamReader
+    from replicator.log.interface import Log, StreamReader, VolumeEntry
     from replicator.repository.verify import Verified
 
 
@@ -67,7 +67,7 @@ def list_log(url: str, as_json: bool) -> None:
             d["number"],
             d["sequence"],
             d["alive_at"] or "",
-            ", ".join(f"{each['name']}@{each['number']}" for each in d["receivers"]),
+            _receivers_text(d["receivers"]),
         )
         for d in documents
     ]
@@ -97,11 +97,24 @@ def _volume_document(opened: Log, entry: Any) -> dict[str, Any]:
         "deleted": state.life is Life.DELETED,
         "timestamp": _iso(state.timestamp_ns),
         "alive_at": _iso(beacon.alive_at_ns) if beacon else None,
-        "receivers": [
-            {"name": each.name, "uuid": str(each.receiver), "number": each.number, "at": _iso(each.at_ns)}
-            for each in opened.registrations(entry.volume)
-        ],
+        "receivers": _receivers(opened, entry),
     }
+
+
+def _receivers_text(receivers: list[dict[str, Any]] | None) -> str:
+    return "?" if receivers is None else ", ".join(f"{each['name']}@{each['number']}" for each in receivers)
+
+
+def _receivers(opened: Log, entry: VolumeEntry) -> list[dict[str, Any]] | None:
+    """Who registered; None, and a word on stderr, where one of them can't be read: it hides no volume."""
+    try:
+        known = opened.registrations(entry.volume)
+    except FormatError as error:
+        click.echo(f"{entry.name}: who receives it can't be told: {error.message}; {error.mend}", err=True)
+        return None
+    return [
+        {"name": each.name, "uuid": str(each.receiver), "number": each.number, "at": _iso(each.at_ns)} for each in known
+    ]
 
 
 def _iso(timestamp_ns: int) -> str:

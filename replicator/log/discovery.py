@@ -1,11 +1,12 @@
-"""Finding volumes: what the catalogue says, and what the stream says where the catalogue's entry is damaged.
+"""Finding volumes and receivers: what the catalogue says, or the stream where its entry is damaged; who registered.
 
 Any key that may publish may write any volume's entry, and the stream decides anyway. So a damaged entry, or one that
 names another volume, hides no volume, and none of the others: it is told in the program's own log, and written
-again at the next PublisherOpened (rolling, G3).
+again at the next PublisherOpened (rolling, G3). A damaged registration says nothing of its receiver, and a trim that
+passed it over might delete what that one hasn't got: it is damage, by the name under which it can be struck off.
 
 Invariants
-  F1  An entry is believed only under its own volume's name.
+  F1  An entry is believed only under its own volume's name, a registration only under its own receiver's.
   F2  What is made from a stream has everything but the host, which only the catalogue keeps; no stream, no volume.
 """
 
@@ -18,8 +19,8 @@ from uuid import UUID
 from replicator._buffer import Buffer
 from replicator.errors import DamageError, FormatError
 from replicator.events.state import Life
-from replicator.log.interface import Log, VolumeEntry
-from replicator.log.records import decode_entry
+from replicator.log.interface import Log, Registration, VolumeEntry
+from replicator.log.records import decode_entry, decode_registration
 
 _LOG = logging.getLogger("replicator.log")
 
@@ -40,6 +41,21 @@ def found_volume(log: Log, volume: UUID, read: Callable[[], bytes | None], where
     except FormatError as error:
         _LOG.warning("a damaged catalogue entry is passed over: %s", error.message)
     return _by_stream(log, volume)
+
+
+def found_registration(
+    volume: UUID, receiver: UUID, read: Callable[[], bytes | None], where: str
+) -> Registration | None:
+    """What that receiver said of the volume; None where nothing stands. FormatError says how it is struck off."""
+    try:
+        data = read()
+        found = None if data is None else decode_registration(data, where)
+        if found is not None and (found.volume, found.receiver) != (volume, receiver):
+            raise FormatError(where, f"receiver {receiver} of volume {volume}", f"{found.receiver} of {found.volume}")
+    except FormatError as error:
+        mend = f"strike it off: replicator receiver forget LOG VOLUME {receiver}; a receiver that runs registers again"
+        raise FormatError(error.where, error.expected, error.found, mend=mend) from None
+    return found
 
 
 def _by_stream(log: Log, volume: UUID) -> VolumeEntry | None:

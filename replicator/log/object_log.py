@@ -25,12 +25,11 @@ from replicator.events.record import RECORD_BYTES_MAX
 from replicator.events.state import encode_state
 from replicator.log import names
 from replicator.log.directory import TEMPORARY, DirectoryStore
-from replicator.log.discovery import found_volume
+from replicator.log.discovery import found_registration, found_volume
 from replicator.log.interface import Registration, VolumeEntry, trim_limit
 from replicator.log.objects import ObjectStore
 from replicator.log.reader import SegmentReader
 from replicator.log.records import (
-    decode_registration,
     encode_claim,
     encode_marker,
     encode_registration,
@@ -126,9 +125,10 @@ class ObjectLog:
         found = []
         for receiver in names.uuids_in(self._store.children(names.receivers_prefix(volume))):
             name = names.registration_name(volume, receiver)
-            data = self._store.get(name, RECORD_BYTES_MAX)
-            if data is not None:
-                found.append(decode_registration(data, f"{self._store.name}/{name}"))
+            read = partial(self._store.get, name, RECORD_BYTES_MAX)
+            registration = found_registration(volume, receiver, read, f"{self._store.name}/{name}")
+            if registration is not None:
+                found.append(registration)
         return sorted(found, key=lambda registration: (registration.name, registration.receiver))
 
     def forget(self, volume: UUID, receiver: UUID) -> bool:

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from uuid import UUID
 
 import pytest
 
+from receiver.registering import forget_receiver
 from replicator.errors import FormatError
 from replicator.events.state import StreamState
 from replicator.log.interface import Appended, Log, Registration, VolumeEntry
-from replicator.log.records import encode_entry
+from replicator.log.records import encode_entry, encode_registration
 from tests.support.event_streams import OTHER_VOLUME, SIZE_BYTES, VOLUME, Script
 from tests.support.far_logs import FarServers
 from tests.support.log_places import KINDS, Place
@@ -59,13 +61,23 @@ def test_a_damaged_entry_is_passed_over_and_written_again(place: Place, how: str
     assert ENTRY in place.open().volumes()
 
 
-def test_a_damaged_registration_is_told_and_holds_trimming_back(place: Place) -> None:
+OTHERS = encode_registration(replace(REGISTRATION, receiver=UUID(int=8), name="other"))
+
+
+@pytest.mark.parametrize("data", [b"damaged", b"", OTHERS], ids=["damaged", "empty", "another's"])
+def test_a_damaged_registration_is_told_and_holds_trimming_back(place: Place, data: bytes) -> None:
+    """Until it is renewed, or struck off by the UUID that the error names."""
     log = place.open()
     published(log, Script())
-    place.write_registration(VOLUME, REGISTRATION.receiver, b"damaged")
-    with pytest.raises(FormatError):
-        log.registrations(VOLUME)
-    with pytest.raises(FormatError):
-        log.trim(VOLUME, 1, 1 << 40)
+    place.write_registration(VOLUME, REGISTRATION.receiver, data)
+    for ask in (lambda: log.registrations(VOLUME), lambda: log.trim(VOLUME, 1, 1 << 40)):
+        with pytest.raises(FormatError) as caught:
+            ask()
+        assert caught.value.mend and f"receiver forget LOG VOLUME {REGISTRATION.receiver}" in caught.value.mend
     log.register(REGISTRATION)
     assert log.registrations(VOLUME) == [REGISTRATION]
+    place.write_registration(VOLUME, REGISTRATION.receiver, data)
+    with pytest.raises(FormatError):
+        forget_receiver(log, "disk-1", "replica")
+    assert forget_receiver(log, "disk-1", str(REGISTRATION.receiver)).said is None
+    assert log.registrations(VOLUME) == []

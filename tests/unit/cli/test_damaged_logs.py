@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
+from replicator.log import names
+from replicator.log.interface import Registration
 from replicator.log.object_log import directory_log
 from replicator.units import CHUNK_BYTES
 from tests.support.command_line import Command
@@ -92,3 +95,21 @@ def test_serve_of_what_is_no_pool(command: Command, tmp_path: Path, what: str) -
     for more in ([], ["--read-only"]):
         ran = command("serve", place, "--listen", f"unix:{tmp_path}/q", *more, code=5)
         assert "neither a pool nor a log" in ran.err
+
+
+def test_a_damaged_registration_hides_no_volume_and_is_struck_off(
+    history: History, command: Command, tmp_path: Path
+) -> None:
+    log = directory_log(tmp_path / "log")
+    gone = UUID(int=7)
+    log.register(Registration(history.volume, gone, "site-b", 1, 2, 5, 99))
+    path = tmp_path / "log" / names.registration_name(history.volume, gone)
+    path.write_bytes(path.read_bytes()[:-6])
+    listed = command("log", "list", tmp_path / "log", "--json")
+    receivers = {each["uuid"]: each["receivers"] for each in listed.document}
+    assert receivers == {str(history.volume): None, str(OTHER_VOLUME): []}
+    assert f"receiver forget LOG VOLUME {gone}" in listed.err
+    by_name = command("receiver", "forget", tmp_path / "log", history.volume, "site-b", "--json", code=3).error
+    assert str(gone) in by_name["mend"]
+    assert "damaged" in command("receiver", "forget", tmp_path / "log", history.volume, gone).out
+    assert not path.exists() and command("log", "list", tmp_path / "log").err == ""

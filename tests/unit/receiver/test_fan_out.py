@@ -142,6 +142,7 @@ def test_who_is_forgotten_is_named() -> None:
         forget_receiver(log, "disk-1", "d")
     with pytest.raises(NotFoundError, match="disk-1"):
         forget_receiver(log, "other", "b")
-    assert forget_receiver(log, str(source.uuid), str(UUID(int=2))).number == 2
-    assert forget_receiver(log, "disk-1", "b").number == 1
+    for receiver, number in ((str(UUID(int=2)), 2), ("b", 1)):
+        said = forget_receiver(log, str(source.uuid), receiver).said
+        assert said is not None and said.number == number
     assert [each.name for each in log.registrations(source.uuid)] == ["c"]
