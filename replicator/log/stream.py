@@ -12,6 +12,7 @@ Invariants
 
 from __future__ import annotations
 
+from contextlib import suppress
 from uuid import UUID
 
 from replicator.errors import FormatError, UnavailableError
@@ -165,7 +166,9 @@ class SegmentStream:
         last = self.last_first()
         if last is not None and last > sequence:
             return f"segment {self.name_of(last)}"
-        data = self.store.get(names.beacon_name(self.volume), RECORD_BYTES_MAX)
+        data = None
+        with suppress(FormatError):  # one that is too large says as little as a damaged one
+            data = self.store.get(names.beacon_name(self.volume), RECORD_BYTES_MAX)
         beacon = beacon_beyond(data, self.timeline, sequence)
         return f"a beacon at event {beacon.sequence}" if beacon and beacon.epoch >= self.tail().epoch else ""
 

@@ -174,8 +174,9 @@ def test_an_enormous_object_is_not_read(store: MemoryStore) -> None:
         ObjectLog(store).read_beacon(VOLUME)
 
 
-def test_a_damaged_beacon_says_nothing_to_a_reader(store: MemoryStore) -> None:
-    store.objects[names.beacon_name(VOLUME)] = b"damaged"
+@pytest.mark.parametrize("data", [b"damaged", bytes(1 << 20)], ids=["damaged", "too large"])
+def test_a_damaged_beacon_says_nothing_to_a_reader(store: MemoryStore, data: bytes) -> None:
+    store.objects[names.beacon_name(VOLUME)] = data
     assert read(store) == list(range(1, 18))
     with pytest.raises(FormatError):
         ObjectLog(store).read_beacon(VOLUME)
