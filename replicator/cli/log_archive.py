@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import time
 from contextlib import ExitStack, closing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,6 +14,8 @@ from replicator.cli.show import DURATION, json_option, print_json, print_table
 from replicator.errors import ReplicatorError, UsageError
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from replicator.exporter.journal import Journal
     from replicator.repository.archive import Copied
 
@@ -49,20 +52,24 @@ def archive_log(
     """
     from replicator.exporter.journal import Journal, notify_systemd
     from replicator.exporter.signals import stopped_by_signals
-    from replicator.log.opening import log_url, open_log
+    from replicator.log.opening import open_log
     from replicator.repository.archive import Archiver
+    from replicator.repository.archive_identity import archive_place, archive_uuid
+    from replicator.repository.archive_registration import ArchiveRegistration
     from replicator.repository.patience import StopWaiter
 
     if every < EVERY_MIN_S:
         raise UsageError(f"looking every {every:g} s is too often", mend=f"take {EVERY_MIN_S:g}s or more: --every 1s")
-    if log_url(url) == log_url(target):
+    here = socket.gethostname()
+    if archive_place(url, here) == archive_place(target, here):
         raise UsageError(f"{target} is the log itself", mend="name another directory, bucket or broker to copy to")
     waiter = StopWaiter()
     with ExitStack() as stack:
         source = stack.enter_context(closing(open_log(url)))
         made = stack.enter_context(closing(open_log(target, create=True)))
+        registration = ArchiveRegistration(source, archive_uuid(target, here), name, waiter, time.time_ns)
         archiver = stack.enter_context(
-            Archiver(source, made, waiter, time.time_ns, volumes, None if no_register else name)
+            Archiver(source, made, waiter, None if no_register else registration, volumes, waiter.is_stopping, _beat)
         )
         if not follow:
             _tell(url, target, archiver.round(), as_json)
@@ -74,18 +81,24 @@ def archive_log(
         archiver.follow(every, _Told(journal))
 
 
+def _beat() -> None:
+    """Feed systemd's watchdog."""
+    from replicator.exporter.journal import notify_systemd
+
+    notify_systemd("WATCHDOG=1")
+
+
 class _Told:
-    """Tells the journal what came, and each trouble once; feeds systemd's watchdog."""
+    """Tells the journal what came, and each trouble once."""
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
-        self._troubles: dict[tuple[Any, int], str] = {}
+        self._troubles: dict[tuple[UUID, int], str] = {}
+        self._refusals: dict[UUID, str] = {}
         self._away = ""
 
     def __call__(self, copied: list[Copied], away: ReplicatorError | None) -> None:
-        from replicator.exporter.journal import notify_systemd
-
-        notify_systemd("WATCHDOG=1")
+        _beat()
         if away is not None and away.message != self._away:
             self._journal.warning("log unreachable", reason=away.message, mend=away.mend)
         self._away = away.message if away is not None else ""
@@ -97,8 +110,17 @@ class _Told:
                 self._troubles[key] = each.error.message
                 mend = each.error.mend
                 self._journal.warning("not archived", volume=each.name, reason=each.error.message, mend=mend)
+            self._tell_refusal(each)
             if each.event_count:
                 self._journal.info("archived", volume=each.name, events=each.event_count, number=each.number)
+
+    def _tell_refusal(self, copied: Copied) -> None:
+        refusal = copied.unregistered
+        if refusal is None:
+            self._refusals.pop(copied.volume, None)
+        elif self._refusals.get(copied.volume) != refusal.message:
+            self._refusals[copied.volume] = refusal.message
+            self._journal.warning("not registered", volume=copied.name, reason=refusal.message, mend=refusal.mend)
 
 
 def _tell(url: str, target: str, copied: list[Copied], as_json: bool) -> None:
@@ -113,6 +135,7 @@ def _tell(url: str, target: str, copied: list[Copied], as_json: bool) -> None:
                 "number": each.number,
                 "sequence": each.sequence,
                 "error": each.error.message if each.error else None,
+                "unregistered": each.unregistered.message if each.unregistered else None,
             }
             for each in copied
         ]
@@ -120,6 +143,14 @@ def _tell(url: str, target: str, copied: list[Copied], as_json: bool) -> None:
     else:
         rows = [(each.name, each.timeline, each.event_count, each.number, each.sequence) for each in copied]
         print_table(("VOLUME", "TIMELINE", "COPIED", "POINT", "EVENTS"), rows)
+        _tell_refused(url, target, [each.unregistered for each in copied if each.unregistered is not None])
     failed = next((each.error for each in copied if each.error is not None), None)
     if failed is not None:
         raise failed
+
+
+def _tell_refused(url: str, target: str, refusals: list[ReplicatorError]) -> None:
+    if refusals:
+        reason, mend = refusals[0].message, refusals[0].mend or "let it be written to"
+        click.echo(f"not registered beside {url}, so trimming may not wait for {target}: {reason}", err=True)
+        click.echo(f"  {mend}; or take --no-register if that is meant", err=True)

@@ -19,6 +19,6 @@ In the order of the data's way:
     labelling  labels: of a cut where no agent runs, of a point that a pool remembers
     receipts   waiting until the receivers have a point; patience: a daemon's and a command's waits
     lasting    a served disk under a new lease when its own fell
-    archive    a log's events into another log, as they are
+    archive    a log's events into another log, as they are; archive_identity, archive_registration: as whom beside it
     verify     every segment of a log: chain, index, frames
 """

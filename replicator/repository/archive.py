@@ -2,7 +2,7 @@
 
 Asked by `replicator log archive`, once or as a daemon. What the target has is where it goes on: nothing is kept beside
 it, so it may be ended and started at any place and time. It is registered beside the source, as a receiver is, so that
-nothing is trimmed there which it hasn't got.
+nothing is trimmed there which it hasn't got (archive_registration), under a UUID of its own (archive_identity).
 
     source ahead of target      the events between, checked by the chain, are appended with their own bytes and digests
     both alike                  nothing; the beacon is copied, so that the target is complete to where the source is
@@ -23,6 +23,9 @@ Invariants
   C4  One stream's trouble stops that stream alone; an unknown append is settled by reading, never guessed.
   C5  A volume has one registration, and one on a later timeline lets all of the earlier ones be trimmed. So it goes on
       to a timeline only in a round in which all before it were copied without error; until then the last word stands.
+  C6  A stop ends a round behind the batch that is being appended. What was taken is made durable then, in a last round;
+      one that wasn't cut short copies, for LAST_ROUND_S at most, what came meanwhile.
+  C7  Names are resolved once: a volume that is renamed is the same.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from uuid import NAMESPACE_URL, UUID, uuid5
+from uuid import UUID
 
 from replicator.errors import ConflictError, FormatError, ReplicatorError, UnavailableError
 from replicator.events.beacon import Beacon
@@ -41,15 +44,8 @@ from replicator.events.state import StreamState
 from replicator.events.stream_errors import OtherHistoryError
 from replicator.history.resolve import NamedVolume, resolve_volume
 from replicator.log.errors import LostEndError
-from replicator.log.interface import (
-    Appended,
-    Log,
-    Registration,
-    StreamReader,
-    StreamWriter,
-    VolumeEntry,
-    Waiter,
-)
+from replicator.log.interface import Appended, Log, StreamReader, StreamWriter, VolumeEntry, Waiter
+from replicator.repository.archive_registration import ArchiveRegistration
 from replicator.units import MIB
 
 BATCH_BYTES = 8 * MIB
@@ -58,14 +54,19 @@ BATCH_BYTES = 8 * MIB
 TRIES = 5
 """Appends in a row whose outcome was unknown, or whose place another archiver took: beyond, somebody should look."""
 
-RENEW_S = 5.0
 BEACON_S = 10.0
-"""Between two registrations, and two beacons, of one stream: a put each, in an object store a request."""
+"""Between two beacons of one stream: a put each, in an object store a request."""
+
+LAST_ROUND_S = 5.0
+"""As long as a person who stopped it waits for what came since the last round."""
 
 
 @dataclass(frozen=True, slots=True)
 class Copied:
-    """What a round did for one stream: events appended, and where the target stands (durably)."""
+    """What a round did for one stream: events appended, and where the target stands (durably).
+
+    `unregistered`: why the source doesn't take the word of how far that is.
+    """
 
     volume: UUID
     name: str
@@ -74,18 +75,24 @@ class Copied:
     number: int
     sequence: int
     error: ReplicatorError | None = None
+    unregistered: ReplicatorError | None = None
 
 
 @dataclass(slots=True)
 class Archiver:
-    """Copies `source` into `target`; `names` are the volumes meant, all where it is empty. For one thread."""
+    """Copies `source` into `target`; `names` are the volumes meant, all where it is empty. For one thread.
+
+    `is_stopping` and `beat` are called between any two batches: whether to end, and that it is alive.
+    """
 
     source: Log
     target: Log
     waiter: Waiter
-    clock_ns: Callable[[], int]
+    registration: ArchiveRegistration | None
     names: Sequence[str] = ()
-    registered_as: str | None = "archive"
+    is_stopping: Callable[[], bool] = lambda: False
+    beat: Callable[[], None] = lambda: None
+    _meant: frozenset[UUID] | None = None
     _streams: dict[tuple[UUID, int], _Stream] = field(default_factory=dict)
 
     def __enter__(self) -> Archiver:
@@ -102,26 +109,28 @@ class Archiver:
 
     def round(self, *, sync: bool = True) -> list[Copied]:
         """Copy what stands now; `sync`: open transactions too. What is wrong with a stream stands in its row."""
-        return [row for entry in self._wanted() for row in self._copied_timelines(entry, sync)]
+        return self._round(sync, self.is_stopping)
 
-    def _copied_timelines(self, entry: VolumeEntry, sync: bool) -> list[Copied]:
+    def _round(self, sync: bool, is_over: Callable[[], bool]) -> list[Copied]:
+        """`is_over` cuts it short (C6): streams that are open are looked after, and no more are opened."""
+        return [row for entry in self._wanted() for row in self._copied_timelines(entry, sync, is_over)]
+
+    def _copied_timelines(self, entry: VolumeEntry, sync: bool, is_over: Callable[[], bool]) -> list[Copied]:
         """One volume's, ascending (C5)."""
         rows: list[Copied] = []
-        for timeline in self.source.timelines(entry.volume):
-            is_whole = all(row.error is None for row in rows)
-            rows.append(self._copied(entry, timeline, sync, self.registered_as if is_whole else None))
-            if is_whole and rows[-1].error is not None:
-                self._hold(entry.volume, timeline)
+        is_whole = not is_over()
+        timelines = self.source.timelines(entry.volume) if is_whole else self._opened(entry.volume)
+        if is_whole and timelines and self.registration is not None:
+            self.registration.hold(entry.volume, timelines[0], self.target)
+        for timeline in timelines:
+            if is_over() and (entry.volume, timeline) not in self._streams:
+                break
+            rows.append(self._copied(entry, timeline, sync, is_over, is_whole))
+            is_whole = is_whole and rows[-1].error is None and not is_over()
         return rows
 
-    def _hold(self, volume: UUID, timeline: int) -> None:
-        """A timeline fails: where nothing of ours holds the source back yet, all of it is kept from there on."""
-        receiver = _receiver(self.target)
-        with suppress(ReplicatorError):
-            registered = any(each.receiver == receiver for each in self.source.registrations(volume))
-            if self.registered_as is not None and not registered:
-                none_yet = Registration(volume, receiver, self.registered_as, timeline, 0, 0, self.clock_ns())
-                self.source.register(none_yet)
+    def _opened(self, volume: UUID) -> list[int]:
+        return sorted(timeline for uuid, timeline in self._streams if uuid == volume)
 
     def _wanted(self) -> list[VolumeEntry]:
         entries = self.source.volumes()
@@ -129,40 +138,59 @@ class Archiver:
             raise UnavailableError(
                 f"{self.source.name} had volumes, and shows none now: it isn't mounted, or was emptied"
             )
-        named = [NamedVolume(each.volume, each.name, each.host) for each in entries]
-        wanted = {resolve_volume(name, named).uuid for name in self.names}
-        return [each for each in entries if not wanted or each.volume in wanted]
+        if self._meant is None:
+            named = [NamedVolume(each.volume, each.name, each.host) for each in entries]
+            self._meant = frozenset(resolve_volume(name, named).uuid for name in self.names)
+        return [each for each in entries if not self._meant or each.volume in self._meant]
 
-    def _copied(self, entry: VolumeEntry, timeline: int, sync: bool, registered_as: str | None) -> Copied:
+    def _copied(
+        self, entry: VolumeEntry, timeline: int, sync: bool, is_over: Callable[[], bool], is_whole: bool
+    ) -> Copied:
         key = (entry.volume, timeline)
         error, count = None, 0
         try:
             stream = self._streams.get(key) or self._open(key)
-            count = stream.copy(sync=sync)
-            stream.tell(registered_as, at_once=sync)
+            count = stream.copy(sync=sync, is_over=is_over)
+            stream.copy_beacon(at_once=sync)
+            if self.registration is not None and is_whole:
+                self.registration.tell(stream.writer.durable, at_once=sync)
         except ReplicatorError as caught:
             error = caught
             if key in self._streams:
                 self._streams.pop(key).close()
         durable = self._streams[key].writer.durable if key in self._streams else None
         number = durable.committed.number if durable and durable.committed else 0
-        return Copied(entry.volume, entry.name, timeline, count, number, durable.sequence if durable else 0, error)
+        place = number, durable.sequence if durable else 0
+        refusal = self.registration.refusals.get(entry.volume) if self.registration is not None else None
+        return Copied(entry.volume, entry.name, timeline, count, *place, error, refusal)
 
     def _open(self, key: tuple[UUID, int]) -> _Stream:
         writer = self.target.writer(*key)
-        stream = self._streams[key] = _Stream(self.source, self.target, key, writer, self.waiter, self.clock_ns)
+        stream = self._streams[key] = _Stream(
+            self.source, self.target, key, writer, self.waiter, self.beat, writer.durable.sequence
+        )
         return stream
 
     def follow(self, every_s: float, report: Callable[[list[Copied], ReplicatorError | None], None]) -> None:
         """Rounds until a stop is asked for; `report` is told each. A log that is away is tried again for ever."""
         while True:
-            try:
-                report(self.round(sync=False), None)
-            except UnavailableError as error:
-                report([], error)
-            if self.waiter.wait(every_s):
+            self._report_round(report, False, self.is_stopping)
+            is_cut_short = self.is_stopping()
+            if is_cut_short or self.waiter.wait(every_s):
                 break
-        report(self.round(), None)
+        until_s = self.waiter.monotonic() + (0.0 if is_cut_short else LAST_ROUND_S)
+        self._report_round(report, True, lambda: self.waiter.monotonic() >= until_s)
+
+    def _report_round(
+        self,
+        report: Callable[[list[Copied], ReplicatorError | None], None],
+        sync: bool,
+        is_over: Callable[[], bool],
+    ) -> None:
+        try:
+            report(self._round(sync, is_over), None)
+        except UnavailableError as error:
+            report([], error)
 
 
 @dataclass(slots=True)
@@ -174,65 +202,62 @@ class _Stream:
     key: tuple[UUID, int]
     writer: StreamWriter
     waiter: Waiter
-    clock_ns: Callable[[], int]
-    _registered: tuple[int, float] = (-1, float("-inf"))
+    beat: Callable[[], None]
+    _counted: int
     _beacon: tuple[Beacon | None, float] = (None, float("-inf"))
 
     def close(self) -> None:
         self.writer.close()
 
-    def copy(self, *, sync: bool) -> int:
-        """Append what the source has beyond the target; how many events."""
-        begin = self.writer.durable.sequence
+    def copy(self, *, sync: bool, is_over: Callable[[], bool]) -> int:
+        """Append what the source has beyond the target; how many events that no call before has counted."""
         for _ in range(TRIES):
-            if self._try_copy(sync=sync):
-                return self.writer.state.sequence - begin
+            if self._try_copy(sync=sync, is_over=is_over):
+                counted, self._counted = self._counted, max(self._counted, self.writer.state.sequence)
+                return self._counted - counted
             self.writer.settle()
         raise ConflictError(
             f"{self.target.name}: {TRIES} appends in a row failed, or others took their place",
             mend="let one archiver alone copy into it",
         )
 
-    def _try_copy(self, *, sync: bool) -> bool:
+    def _try_copy(self, *, sync: bool, is_over: Callable[[], bool]) -> bool:
         """One pass; False where the writer has to settle first (C4)."""
-        reader, state = self.source.reader(*self.key), self.writer.state
-        tail = reader.tail()
-        _require_one_history(tail, state)
-        if tail.sequence > state.sequence:
-            for batch in _batches(_new_events(reader, state)):
-                if not isinstance(self.writer.append(self.writer.state.link, batch), Appended):
-                    return False
+        self.beat()
+        if not is_over() and not self._append_all(is_over):
+            return False
         if sync and self.writer.durable.sequence < self.writer.state.sequence:
             return isinstance(self.writer.sync(), Appended)
         return True
 
-    def tell(self, name: str | None, *, at_once: bool) -> None:
-        """Copy the beacon, and register at the source how far the target stands, where either is due."""
-        now_s, durable = self.waiter.monotonic(), self.writer.durable
+    def _append_all(self, is_over: Callable[[], bool]) -> bool:
+        """Batch by batch, until it is over (C6); False where one wasn't taken."""
+        reader, state = self.source.reader(*self.key), self.writer.state
+        tail = reader.tail()
+        _require_one_history(tail, state)
+        if tail.sequence == state.sequence:
+            return True
+        for batch in _batches(_new_events(reader, state)):
+            if not isinstance(self.writer.append(self.writer.state.link, batch), Appended):
+                return False
+            self.beat()
+            if is_over():
+                break
+        return True
+
+    def copy_beacon(self, *, at_once: bool) -> None:
+        """Copy the source's word about the tail, where that is due."""
+        now_s = self.waiter.monotonic()
         if at_once or now_s - self._beacon[1] >= BEACON_S:
-            self._copy_beacon(durable, now_s)
-        moved = durable.sequence != self._registered[0]
-        if name is None or not durable.sequence or not (at_once or (moved and now_s - self._registered[1] >= RENEW_S)):
-            return
-        receiver = _receiver(self.target)
-        number = durable.committed.number if durable.committed else 0
-        place = self.key[1], number, durable.sequence
-        with suppress(ReplicatorError):  # a source that can't be written to: the copy counts, not the word about it
-            self.source.register(Registration(self.key[0], receiver, name, *place, self.clock_ns()))
-            self._registered = durable.sequence, now_s
+            self._copy_beacon(self.writer.durable, now_s)
 
     def _copy_beacon(self, durable: StreamState, now_s: float) -> None:
-        """The source's word about the tail, if that is what the target has too."""
+        """If it is what the target has too."""
         with suppress(FormatError):
             beacon = self.source.read_beacon(self.key[0])
             if beacon is not None and beacon != self._beacon[0] and beacon.matches(durable):
                 self.target.write_beacon(beacon)
                 self._beacon = beacon, now_s
-
-
-def _receiver(target: Log) -> UUID:
-    """As what the archive `target` is registered at its source."""
-    return uuid5(NAMESPACE_URL, target.name)
 
 
 def _require_one_history(tail: StreamState, state: StreamState) -> None:

@@ -12,11 +12,10 @@ import pytest
 from replicator.events.beacon import Beacon
 from replicator.events.codec import Event
 from replicator.log.opening import open_log
-from replicator.repository.archive import Archiver
 from replicator.units import CHUNK_BYTES
 from tests.support import judges, kafka_broker
+from tests.support.archiving import archiver
 from tests.support.command_line import Command
-from tests.support.manual_waiter import ManualWaiter
 from tests.support.replica_streams import random_source
 from tests.support.s3_server import running_s3
 
@@ -51,16 +50,16 @@ def test_the_copy_is_exact_and_goes_on(urls: tuple[str, str]) -> None:
                 writer.sync()
             with (
                 closing(open_log(urls[1], create=True)) as target,
-                Archiver(source, target, ManualWaiter(), lambda: 7) as archiver,
+                archiver(source, target) as copying,
             ):
-                (copied,) = archiver.round()
+                (copied,) = copying.round()
                 assert copied.error is None and copied.event_count == len(events)
         source.write_beacon(Beacon.of(volume.state, 8, 9))
         with (
             closing(open_log(urls[1])) as target,
-            Archiver(source, target, ManualWaiter(), lambda: 7) as archiver,
+            archiver(source, target) as copying,
         ):
-            (copied,) = archiver.round()
+            (copied,) = copying.round()
             assert copied.error is None and copied.event_count == 0
             read = [event.encoded for event in target.reader(volume.uuid, 1).read(1)]
             assert read == [event.encoded for event in whole]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from uuid import UUID
 
@@ -10,17 +9,19 @@ import pytest
 
 from replicator.errors import ReplicatorError, UnavailableError
 from replicator.events.beacon import Beacon
-from replicator.events.bodies import TimelineStarted
+from replicator.events.bodies import TimelineStarted, VolumeRenamed
 from replicator.events.state import StreamState
 from replicator.events.stream_errors import ForkError, OtherHistoryError, StreamConflictError
 from replicator.log import names
 from replicator.log.errors import LostEndError, TrimmedError
 from replicator.log.interface import Appended, Log
 from replicator.log.object_log import ObjectLog, directory_log
-from replicator.repository.archive import RENEW_S, Archiver, Copied
+from replicator.repository.archive import Copied
+from replicator.repository.archive_registration import RENEW_S
 from replicator.repository.verify import verify_volume
+from tests.support.archiving import archiver
 from tests.support.command_line import Command
-from tests.support.event_streams import VOLUME, Script
+from tests.support.event_streams import VOLUME, Script, written
 from tests.support.faulty_log import FaultyLog, KilledError, LogFault
 from tests.support.hostile_log import hostile
 from tests.support.manual_waiter import ManualWaiter
@@ -28,10 +29,6 @@ from tests.support.memory_objects import MemoryStore
 from tests.support.replica_streams import SourceVolume, random_source
 
 SIZE = 12 * 65536
-
-
-def archiver(source: Log, target: Log, *, waiter: ManualWaiter | None = None, names: Sequence[str] = ()) -> Archiver:
-    return Archiver(source, target, waiter or ManualWaiter(), lambda: 7, names)
 
 
 def memory() -> ObjectLog:
@@ -299,6 +296,78 @@ def test_what_could_not_be_copied_is_not_trimmed_since_a_later_timeline_was(is_b
         assert [row.error for row in copying.round()] == [None, None]
     assert events(target, VOLUME) and source.trim(VOLUME, 1, 1 << 40) > copied + 1
     assert [(each.timeline, each.sequence) for each in source.registrations(VOLUME)] == [(2, second.state.sequence)]
+
+
+def test_events_are_counted_once_while_their_transaction_is_open() -> None:
+    source, target, script = memory(), memory(), Script().create()
+    say(source, script)
+    with archiver(source, target) as copying, source.writer(VOLUME, 1) as writer:
+        copying.round(sync=False)
+        script.begin()
+        for chunk in (1, 2):
+            script.put(written(chunk))
+            new = script.take()
+            assert isinstance(writer.append(writer.state.link, new), Appended)
+            assert isinstance(writer.sync(), Appended)
+            assert [copying.round(sync=False)[0].event_count for _ in range(3)] == [len(new), 0, 0]
+    with archiver(source, target) as copying:
+        copying.round()
+    assert events(source, VOLUME) == events(target, VOLUME)
+
+
+def test_a_volume_that_was_renamed_is_archived_on() -> None:
+    """Another that takes its name isn't."""
+    source, target, script = memory(), memory(), Script().create()
+    say(source, script)
+
+    def rename() -> None:
+        script.put(VolumeRenamed("disk-new", 5))
+        say(source, script.open().transaction())
+        SourceVolume(3, SIZE).publish(source)
+
+    told: list[Copied] = []
+    waiter = ManualWaiter(rename, lambda: None, stop_after=3)
+    with archiver(source, target, waiter=waiter, names=["disk-1"]) as copying:
+        copying.follow(RENEW_S, lambda copied, _: told.extend(copied))
+    assert {row.volume for row in told} == {VOLUME} and told[-1].name == "disk-new"
+    assert target.reader(VOLUME, 1).tail() == script.state
+
+
+def test_a_stop_ends_a_round_between_two_transactions() -> None:
+    """What was copied stands, and is gone on with."""
+    source, target, script, at = memory(), memory(), Script().create(), 9
+    for _ in range(40):
+        script.transaction(1)
+    say(source, script)
+    other = random_source(2, SIZE, 1)
+    other.publish(source)
+    beats: list[int] = []
+    told: list[Copied] = []
+    with archiver(
+        source, target, names=[str(VOLUME)], is_stopping=lambda: len(beats) >= at, beat=lambda: beats.append(1)
+    ) as copying:
+        copying.follow(RENEW_S, lambda copied, _: told.extend(copied))
+    stands = target.reader(VOLUME, 1).tail()
+    assert stands.committed is not None and 5 < stands.committed.number < 10
+    assert sum(row.event_count for row in told) == stands.sequence and not [row for row in told if row.error]
+    assert source.registrations(VOLUME)[0].sequence == stands.sequence
+    with archiver(source, target, names=[str(VOLUME)], is_stopping=lambda: True) as copying:
+        assert copying.round() == [], "nothing is begun any more"
+    with archiver(source, target) as copying:
+        copying.round()
+    assert events(source, VOLUME) == events(target, VOLUME)
+
+
+def test_it_ends_where_the_source_is_away() -> None:
+    source, target, script = memory(), memory(), Script().create()
+    say(source, script)
+    away: list[ReplicatorError | None] = []
+    faulty = FaultyLog(source)
+    waiter = ManualWaiter(lambda: setattr(faulty, "is_away", True), stop_after=1)
+    with archiver(faulty, target, waiter=waiter) as copying:
+        copying.follow(RENEW_S, lambda _, error: away.append(error))
+    assert [type(each) for each in away] == [type(None), UnavailableError]
+    assert events(source, VOLUME) == events(target, VOLUME)
 
 
 def test_the_command(tmp_path: Path, command: Command) -> None:
