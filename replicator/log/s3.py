@@ -23,16 +23,17 @@ good: an agent's key needs no right to delete.
 
 Invariants
   S1  Nothing is put under a condition before the probe was refused once by this store.
-  S2  Every request ends: by a time limit, and by a number of tries.
+  S2  Every request ends: by a time limit, and by a number of tries; a listing also, whose pages would go on for ever.
   S3  Memory: what spools hold (`spool`), and one object while it is read.
 
-Failures: UnavailableError (AccessDeniedError with it), NotFoundError (no such bucket), UnsuitableStoreError,
-NoSpaceError, PutUnknownError.
+Failures: UnavailableError (AccessDeniedError and ForeignKeyError with it), BucketMissingError (a NotFoundError; once
+the bucket was there an UnavailableError), UnsuitableStoreError, NoSpaceError, PutUnknownError.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -45,11 +46,12 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from replicator._buffer import Buffer
 from replicator.errors import FormatError, ReplicatorError, UnavailableError
 from replicator.log.errors import PutUnknownError
-from replicator.log.s3_errors import Failure, judged, no_conditional_put
+from replicator.log.s3_errors import Failure, is_past_end, is_untold, judged, no_conditional_put
 from replicator.log.spool import Allowance, Spool
 from replicator.units import MIB
 
 if TYPE_CHECKING:
+    from obstore import ListResult, ObjectMeta
     from obstore.store import ObjectStore as Bucket
 
 PROBE = "temporary/probe"
@@ -68,6 +70,7 @@ class Patience:
     in_all_s: float = 30.0
     first_wait_s: float = 0.2
     longest_wait_s: float = 5.0
+    listing_s: float = 600.0  # of all its pages: three million names, at 5,000 a second
 
     def attempts(self) -> Iterator[Any]:
         """The tries, as contexts; what can't pass by itself isn't tried again."""
@@ -97,6 +100,7 @@ class BucketStore:
         self._patience = patience or Patience()
         self._allowance = Allowance()
         self._is_proven = False
+        self._was_there = False  # the bucket, when something was asked
 
     @property
     def name(self) -> str:
@@ -121,7 +125,7 @@ class BucketStore:
         """The whole object, bounded."""
 
         def read() -> bytes:
-            answer = obstore.get(self._bulk, name)
+            answer = obstore.get(self._bulk if limit_bytes > _BULK_BYTES else self._small, name)
             size = int(answer.meta["size"])
             if size > limit_bytes:
                 raise FormatError(f"{self._name}/{name}", f"at most {limit_bytes} bytes", f"{size} bytes")
@@ -136,19 +140,47 @@ class BucketStore:
 
         def read() -> bytes:
             client = self._bulk if length_bytes > _BULK_BYTES else self._small
-            return obstore.get_range(client, name, start=offset_bytes, length=length_bytes).to_bytes()
+            try:
+                return obstore.get_range(client, name, start=offset_bytes, length=length_bytes).to_bytes()
+            except BaseError as error:
+                if is_past_end(str(error)):
+                    return b""
+                raise
 
         return self._found(f"get {name}", read)
 
     def size(self, name: str) -> int | None:
         """The object's length, or None."""
-        return self._found(f"head {name}", lambda: int(obstore.head(self._small, name)["size"]))
+        return self._found(f"head {name}", lambda: self._head(name))
+
+    def _head(self, name: str) -> int:
+        """The answer to a HEAD has no body: where it is refused, a GET of one byte is told why."""
+        try:
+            return int(obstore.head(self._small, name)["size"])
+        except BaseError as error:
+            if not is_untold(str(error)):
+                raise
+        return int(obstore.get(self._small, name, options={"range": (0, 1)}).meta["size"])
 
     def children(self, prefix: str) -> list[str]:
-        """The names right below `prefix`."""
-        listed = self._tried(f"list {prefix}", lambda: obstore.list_with_delimiter(self._small, prefix or None))
+        """The names right below `prefix`; a key that ends there (a console's "folder") is none of them."""
+        listed = self._tried(f"list {prefix}", lambda: self._listed(prefix))
+        above = f"{prefix}/" if prefix else ""
         keys = [*listed["common_prefixes"], *(each["path"] for each in listed["objects"])]
-        return [key.rstrip("/").rpartition("/")[2] for key in keys]
+        return [name for key in keys if key.startswith(above) and (name := key[len(above) :])]
+
+    def _listed(self, prefix: str) -> ListResult[Sequence[ObjectMeta]]:
+        """Both kinds of names, of all pages together in a limited time (S2)."""
+        limit_s = self._patience.listing_s
+
+        async def in_time() -> ListResult[Sequence[ObjectMeta]]:
+            return await asyncio.wait_for(obstore.list_with_delimiter_async(self._small, prefix or None), limit_s)
+
+        try:
+            return asyncio.run(in_time())
+        except TimeoutError:
+            mend = "trim the log; or does the server give the same pages again?"
+            raise UnavailableError(f"{self._name}: list {prefix}: no end of it in {limit_s:.0f} s", mend=mend) from None
 
     def delete(self, name: str) -> None:
         """Remove the object, if it is there."""
@@ -202,14 +234,16 @@ class BucketStore:
         self._is_proven = True
 
     def _judged(self, error: Exception, what: str) -> Failure:
-        return judged(str(error), what, self._name)
+        return judged(str(error), what, self._name, was_there=self._was_there)
 
     def _tried(self, what: str, do: Callable[[], Value]) -> Value:
         """The outcome of an idempotent request, tried again while that may help (S2)."""
         for attempt in self._patience.attempts():
             with attempt:
                 try:
-                    return do()
+                    value = do()
+                    self._was_there = True
+                    return value
                 except FileNotFoundError as error:
                     raise _absent(self._judged(error, what)) from None
                 except (BaseError, OSError) as error:

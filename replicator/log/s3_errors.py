@@ -5,12 +5,14 @@ it was stands in its text: the server's <Code>, the HTTP status, and whether a c
 
     what                                 type                  may the object of a put stand?
     no connection, host not found        UnavailableError      no
-    401, 403, bad keys                   AccessDeniedError     no
+    401, 403, bad keys, a bad keys' file AccessDeniedError     no
     no such bucket                       BucketMissingError    no
+    the same, though it was there        UnavailableError      no
+    a key that obstore takes for no path ForeignKeyError       no
     conditional PUT unknown (501)        UnsuitableStoreError  no
     full, over a quota                   NoSpaceError          no
-    wrong region (301, 307, 400)         UnavailableError      no
-    time-out, 5xx, broken connection     UnavailableError      yes
+    time-out, also by 400; 5xx, broken   UnavailableError      yes
+    wrong region (301, 307, other 400)   UnavailableError      no
 
 Invariant
   E1  No text of the store's goes into a message whole: a code and a bounded sentence, never a key or a signature.
@@ -28,14 +30,18 @@ _SENTENCE_MAX = 200
 _CODE = re.compile(r"<Code>([A-Za-z0-9.]{1,80})</Code>")
 _MESSAGE = re.compile(r"<Message>([^<]{1,400})")
 _STATUS = re.compile(r"status code: (\d{3})")
+_REREAD = re.compile(r"External AWS credential provider: \w+: ([^\n]{1,400})")
+_FOREIGN = re.compile(r'invalid path: (?:Error parsing )?Path "(.{1,400}?)"(?: contained|: )')
 _METADATA_SERVICES = ("169.254.169.254", "metadata.google.internal", "169.254.170.2")
 _DENIED_MENDS = {
     "InvalidAccessKeyId": "the key isn't known there: give the right one",
     "SignatureDoesNotMatch": "the secret doesn't belong to the key: give the right one",
     "ExpiredToken": "the session's token has expired: get a new one",
+    "InvalidToken": "the session's token isn't one, or isn't the key's: get a new one",
     "RequestTimeTooSkewed": "set this host's clock: it differs from the server's",
 }
 _DENIED_MEND = "let the key's policy allow it: deploy/s3 has one for an agent, a receiver and a prune"
+_BROKEN_OFF = ("RequestTimeout", "IncompleteBody")  # a body that didn't come, or not whole: told by 400
 _FULL = ("QuotaExceeded", "InsufficientStorage", "XMinioStorageFull", "EntityTooLarge", "InsufficientCapacity")
 
 
@@ -49,6 +55,12 @@ class BucketMissingError(NotFoundError):
     """There is no such bucket."""
 
     kind = "no-bucket"
+
+
+class ForeignKeyError(UnavailableError):
+    """Somebody else's key below the prefix, which no listing gets past; it may do once it was removed."""
+
+    kind = "foreign-key"
 
 
 class UnsuitableStoreError(ReplicatorError):
@@ -70,25 +82,37 @@ class Failure:
         return type(self.error) is UnavailableError
 
 
-def judged(text: str, what: str, place: str) -> Failure:
-    """What `text`, the error that came of doing `what` to `place`, means."""
+def is_untold(text: str) -> bool:
+    """Whether the store refused without a word why, as it must where a HEAD was asked."""
+    text = text[:_TEXT_MAX]
+    return _first(_STATUS, text) in ("400", "401", "403") and not _first(_CODE, text)
+
+
+def is_past_end(text: str) -> bool:
+    """Whether the range that was asked for begins where the object has ended."""
+    return _first(_STATUS, text[:_TEXT_MAX]) == "416"
+
+
+def judged(text: str, what: str, place: str, *, was_there: bool = False) -> Failure:
+    """What `text`, the error that came of doing `what` to `place`, means; `was_there`: the bucket, some time ago."""
     text = text[:_TEXT_MAX]
     code, status = _first(_CODE, text), _first(_STATUS, text)
     told = f"{place}: {what}: {_sentence(text, code, status)}"
-    if any(service in text for service in _METADATA_SERVICES):
-        mend = (
-            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or write ~/.aws/credentials (gs, az: their own variables)"
-        )
-        return Failure(AccessDeniedError(f"{place}: {what}: no keys were found", mend=mend), False)
+    unasked = _unasked(text, f"{place}: {what}")
+    if unasked is not None:
+        return Failure(unasked, False)
     if code == "NoSuchBucket":
         mend = "make the bucket, or mend its name or the endpoint"
-        return Failure(BucketMissingError(f"{place}: there is no such bucket", mend=mend), False)
+        kind = UnavailableError if was_there else BucketMissingError
+        return Failure(kind(f"{place}: there is no such bucket{' any more' * was_there}", mend=mend), False)
     if code in _DENIED_MENDS or status in ("401", "403"):
         return Failure(AccessDeniedError(told, mend=_DENIED_MENDS.get(code, _DENIED_MEND)), False)
     if code in _FULL or status == "507":
         return Failure(NoSpaceError(told, mend="make room in the bucket, raise its quota, or trim the log"), False)
     if status == "501" or code == "NotImplemented":
         return Failure(no_conditional_put(place), False)
+    if code in _BROKEN_OFF:
+        return Failure(UnavailableError(told), True)
     if status in ("301", "307", "400") or "incorrectly configured region" in text:
         return Failure(
             UnavailableError(told, mend="is ?region=, ?endpoint= or ?virtual_hosted= what it must be?"), False
@@ -97,6 +121,22 @@ def judged(text: str, what: str, place: str) -> Failure:
         reason = f"{place}: {what}: no connection{_cause(text)}"
         return Failure(UnavailableError(reason, mend="is the endpoint's address right, and the server up?"), False)
     return Failure(UnavailableError(told), True)
+
+
+def _unasked(text: str, where: str) -> ReplicatorError | None:
+    """What obstore refuses by itself: no request without keys, no listing with a key that it takes for no path."""
+    if any(service in text for service in _METADATA_SERVICES):
+        mend = (
+            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or write ~/.aws/credentials (gs, az: their own variables)"
+        )
+        return AccessDeniedError(f"{where}: no keys were found", mend=mend)
+    if reread := _first(_REREAD, text):
+        mend = "make the keys' file right again: it is read for each request"
+        return AccessDeniedError(f"{where}: {reread[:_SENTENCE_MAX]}", mend=mend)
+    if foreign := _first(_FOREIGN, text):
+        mend = f"remove the keys that begin with {foreign!r} from the bucket: below a log's prefix is only the log"
+        return ForeignKeyError(f"{where}: a key there is none of a log's: {foreign!r}", mend=mend)
+    return None
 
 
 def no_conditional_put(place: str) -> UnsuitableStoreError:

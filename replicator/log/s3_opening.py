@@ -48,7 +48,8 @@ def open_object_store(url: str, create: bool) -> ObjectLog:
 def open_bucket(place: ObjectPlace, patience: Patience | None = None) -> BucketStore:
     """The objects at `place`; nothing is asked of the server yet."""
     try:
-        small, bulk = (_client(place, limit_s) for limit_s in (_SMALL_TIMEOUT_S, place.timeout_s))
+        small_s = min(_SMALL_TIMEOUT_S, place.timeout_s)
+        small, bulk = (_client(place, limit_s) for limit_s in (small_s, place.timeout_s))
     except (ValueError, OSError, BaseError) as error:
         raise UsageError(f"{place.name}: {str(error).partition(chr(10))[0][:200]}") from None
     return BucketStore(place.name, small, bulk, patience)
@@ -70,6 +71,14 @@ def _client(place: ObjectPlace, limit_s: float) -> Bucket:
         return GCSStore(place.bucket, prefix=prefix, **settings)
     if place.scheme == "az":
         return AzureStore(place.bucket, prefix=prefix, account_name=place.account, **settings)
-    settings |= s3_settings(place, os.environ, Path.home())
+    settings |= s3_settings(place, os.environ, _home())
     settings["disable_bulk_delete"] = True  # one by one: every server knows it, and says what it refuses
     return S3Store(place.bucket, prefix=prefix, virtual_hosted_style_request=place.virtual_hosted, **settings)
+
+
+def _home() -> Path | None:
+    """This user's home; None where HOME isn't set, and the user stands in no list of users."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return None

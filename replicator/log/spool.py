@@ -11,6 +11,7 @@ Invariants
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import tempfile
 import threading
@@ -73,15 +74,20 @@ class Spool:
             for part in parts:
                 self._file.write(part)
         except OSError as error:
-            mend = "make room where TMPDIR points to, or point it elsewhere"
-            raise NoSpaceError(f"{tempfile.gettempdir()}: {error.strerror}", mend=mend) from error
+            raise _no_room(error) from error
 
     def whole(self) -> list[Buffer]:
-        """All of it, in parts. A map is let go of by whoever holds it last: a request may outlive its caller."""
+        """All of it, in parts; NoSpaceError as in `write`.
+
+        A map is let go of by whoever holds it last: a request may outlive its caller.
+        """
         if self._file is None:
             return list(self._memory)
         try:
             self._file.flush()
+        except OSError as error:
+            raise _no_room(error) from error
+        try:
             return [memoryview(mmap.mmap(self._file.fileno(), self.length_bytes, access=mmap.ACCESS_READ))]
         except OSError as error:
             raise UnavailableError(f"{tempfile.gettempdir()}: {error.strerror}") from error
@@ -90,9 +96,15 @@ class Spool:
         """Let go of what it holds."""
         self._drop_memory()
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # a rest that found no room: nobody wants it any more
+                self._file.close()
             self._file = None
 
     def _drop_memory(self) -> None:
         self._allowance.give_back(self._memory_bytes)
         self._memory, self._memory_bytes = [], 0
+
+
+def _no_room(error: OSError) -> NoSpaceError:
+    mend = "make room where TMPDIR points to, or point it elsewhere"
+    return NoSpaceError(f"{tempfile.gettempdir()}: {error.strerror}", mend=mend)

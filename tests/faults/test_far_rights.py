@@ -73,6 +73,7 @@ def test_an_agents_key_publishes_and_erases_nothing(server: S3Server) -> None:
     assert agent.size(start) is None and agent.size(registration) is None
     with pytest.raises(AccessDeniedError):
         open_bucket(parse_object_url(server.url("other", user="agent"))).put("x", b"x")
+    agent.put(SEGMENT, b"ruined")  # by agent.json alone, as its README says: agent-only-new.json is against it
 
 
 def test_a_receivers_key_reads_registers_and_writes_nothing_else(server: S3Server) -> None:

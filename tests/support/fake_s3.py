@@ -6,6 +6,7 @@ delimiter. It checks no signature. A plan says what becomes of the n-th request:
     DROP_BEFORE   the connection is closed, nothing is done       DROP_AFTER    done, then the connection is closed
     BUSY          503 SlowDown, nothing is done                   BUSY_AFTER    done, and yet 503
     MET           409 ConditionalRequestConflict, nothing is done DENIED        403 AccessDenied
+    EXPIRED       400 ExpiredToken                                STALLED       400 RequestTimeout, nothing is done
 """
 
 from __future__ import annotations
@@ -29,7 +30,18 @@ class S3Fault(Enum):
     BUSY_AFTER = "503, though it was done"
     MET = "409, nothing done"
     DENIED = "403"
+    EXPIRED = "400, the token"
+    STALLED = "400, the body didn't come"
 
+
+_REFUSALS = {
+    S3Fault.BUSY: (503, "SlowDown"),
+    S3Fault.BUSY_AFTER: (503, "SlowDown"),
+    S3Fault.MET: (409, "ConditionalRequestConflict"),
+    S3Fault.DENIED: (403, "AccessDenied"),
+    S3Fault.EXPIRED: (400, "ExpiredToken"),
+    S3Fault.STALLED: (400, "RequestTimeout"),
+}
 
 Plan = Callable[[int, str, str], S3Fault | None]
 """(number of the request from 1, method, key) to what becomes of it."""
@@ -41,6 +53,9 @@ class FakeS3:
     def __init__(self, *, ignores_conditions: bool = False, plan: Plan = lambda number, method, key: None) -> None:
         self.objects: dict[str, bytes] = {}
         self.requests: list[tuple[str, str]] = []
+        self.signers: list[tuple[str, str]] = []  # of each request: the key that signed it, and its token
+        self.has_bucket = True
+        self.has_last_page = True  # of a listing
         self.ignores_conditions = ignores_conditions
         self.plan = plan
         self.port = 0
@@ -116,18 +131,18 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, do: Callable[[], tuple[int, str, bytes, dict[str, str]]]) -> None:
         fault = self.state.planned(self.command, self._key())
+        signer = self.headers.get("Authorization", "").partition("Credential=")[2].partition("/")[0]
+        self.state.signers.append((signer, self.headers.get("x-amz-security-token", "")))
         if fault in (None, S3Fault.DROP_AFTER, S3Fault.BUSY_AFTER):
             status, code, body, headers = do()
         if fault in (S3Fault.DROP_BEFORE, S3Fault.DROP_AFTER):
             self.close_connection = True
             self.connection.close()
             return
-        if fault in (S3Fault.BUSY, S3Fault.BUSY_AFTER):
-            status, code, body, headers = 503, "SlowDown", b"", {}
-        elif fault is S3Fault.MET:
-            status, code, body, headers = 409, "ConditionalRequestConflict", b"", {}
-        elif fault is S3Fault.DENIED:
-            status, code, body, headers = 403, "AccessDenied", b"", {}
+        if fault in _REFUSALS:
+            status, code, body, headers = *_REFUSALS[fault], b"", {}
+        elif not self.state.has_bucket:
+            status, code, body, headers = 404, "NoSuchBucket", b"", {}
         if code:
             body = f"<Error><Code>{code}</Code><Message>as planned</Message></Error>".encode()
         self.send_response(status)
@@ -175,4 +190,6 @@ class _Handler(BaseHTTPRequestHandler):
             for key in here
         )
         rows += "".join(f"<CommonPrefixes><Prefix>{folder}</Prefix></CommonPrefixes>" for folder in folders)
-        return 200, "", f"<ListBucketResult><IsTruncated>false</IsTruncated>{rows}</ListBucketResult>".encode(), {}
+        more = "<IsTruncated>true</IsTruncated><NextContinuationToken>next</NextContinuationToken>"
+        end = "<IsTruncated>false</IsTruncated>" if self.state.has_last_page else more
+        return 200, "", f"<ListBucketResult>{end}{rows}</ListBucketResult>".encode(), {}

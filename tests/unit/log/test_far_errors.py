@@ -1,19 +1,30 @@
-"""What is told of stores and lines that fail: types, words and mends; and keys' files."""
+"""What is told of stores and lines that fail: types, words and mends."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from replicator.errors import NoSpaceError, NotFoundError, ReplicatorError, UnavailableError, UsageError
-from replicator.log.s3_credentials import s3_settings
-from replicator.log.s3_errors import AccessDeniedError, BucketMissingError, UnsuitableStoreError, judged
-from replicator.log.s3_url import parse_object_url
+from replicator.errors import NoSpaceError, ReplicatorError, UnavailableError
+from replicator.log.s3_errors import (
+    AccessDeniedError,
+    BucketMissingError,
+    ForeignKeyError,
+    UnsuitableStoreError,
+    is_past_end,
+    is_untold,
+    judged,
+)
 from replicator.log.ssh_reasons import TEXT_MAX, ssh_ended
 
 HTTP = "Generic S3 error: Error performing PUT http://h/b/k in 1ms - Server returned non-2xx status code: {} X: {}"
 SENT = "Generic S3 error: Error performing PUT http://h/b/k in 1ms - HTTP error: error sending request\n kind: {}, {}"
+
+
+REREAD = (
+    "no credentials for path External AWS credential provider: UsageError: /k holds keys, others may read it\n\nDebug"
+)
+FOREIGN = "Encountered object with invalid path: {}"
+ILLEGAL = FOREIGN.format('Error parsing Path "p/../": Encountered illegal character sequence ".." whilst parsing')
 
 
 def http(status: int, code: str) -> str:
@@ -34,6 +45,14 @@ def http(status: int, code: str) -> str:
         (http(503, "SlowDown"), UnavailableError, True, "SlowDown"),
         (http(500, "InternalError"), UnavailableError, True, "InternalError"),
         (http(301, "PermanentRedirect"), UnavailableError, False, "Redirect"),
+        (http(400, "AuthorizationHeaderMalformed"), UnavailableError, False, "Malformed"),
+        (http(400, "ExpiredToken"), AccessDeniedError, False, "ExpiredToken"),
+        (http(400, "InvalidToken"), AccessDeniedError, False, "InvalidToken"),
+        (http(400, "RequestTimeout"), UnavailableError, True, "RequestTimeout"),
+        (http(400, "IncompleteBody"), UnavailableError, True, "IncompleteBody"),
+        (REREAD, AccessDeniedError, False, "/k holds keys, others may read it"),
+        (FOREIGN.format('Path "p//" contained empty path segment'), ForeignKeyError, False, "'p//'"),
+        (ILLEGAL, ForeignKeyError, False, "'p/../'"),
         (SENT.format("Connect", "dns error"), UnavailableError, False, "dns error"),
         (SENT.format("Connect", "Connection refused"), UnavailableError, False, "Connection refused"),
         (SENT.format("Connect", "InvalidContentType"), UnavailableError, False, "no TLS"),
@@ -51,6 +70,18 @@ def test_what_a_store_answered(text: str, kind: type[ReplicatorError], may_stand
     assert failure.error.mend or may_stand
 
 
+def test_a_bucket_that_was_there_is_away_and_may_come_back() -> None:
+    failure = judged(http(404, "NoSuchBucket"), "put k", "s3://b/log", was_there=True)
+    assert type(failure.error) is UnavailableError and not failure.may_stand
+    assert "no such bucket any more" in failure.error.message and failure.error.mend
+
+
+def test_what_is_asked_again_by_another_request() -> None:
+    for status, code, untold in ((400, "", True), (403, "", True), (404, "", False), (400, "ExpiredToken", False)):
+        assert is_untold(http(status, code) if code else HTTP.format(status, "")) == untold
+    assert is_past_end(http(416, "InvalidRange")) and not is_past_end(http(400, "InvalidRange"))
+
+
 def test_a_long_answer_makes_a_short_message() -> None:
     assert len(judged("x" * 10_000_000, "put k", "s3://b").error.message) < 400
 
@@ -65,6 +96,11 @@ def test_a_long_answer_makes_a_short_message() -> None:
         (255, b"ssh: Could not resolve hostname h: unknown", b"", "ssh: Could not", "name right"),
         (255, b"ssh: connect to host h port 22: Connection refused", b"", "refused", "sshd running"),
         (0, b"", b"Welcome to Ubuntu", "Welcome to Ubuntu", "login scripts"),
+        (0, b"Authorized uses only.", b"Welcome", "'Welcome' where", "login scripts"),
+        (127, b"sh: 1: replicator: not found", b"", "(exit status 127); it said: sh: 1: rep", "install replicator"),
+        (None, b"Authorized uses only.\r\n", b"", "no answer in time; it said: Authorized uses only.", None),
+        (-9, b"warning: setlocale: LC_ALL", b"", "signal 9; it said: warning: setlocale: LC_ALL", None),
+        (255, b"Authorized uses only.\r\nssh: h port 22: Connection refused", b"", "ssh: Authorized", "sshd running"),
         (None, b"", b"", "no answer in time", None),
         (-9, b"", b"", "signal 9", None),
     ],
@@ -76,42 +112,4 @@ def test_why_ssh_ended(status: int | None, errors: bytes, seen: bytes, word: str
 
 def test_what_the_far_end_wrote_is_bounded_and_printable() -> None:
     message = ssh_ended(255, b"\x1b[31m\x00\xff" + b"y" * 100_000, b"", "h").message
-    assert len(message) <= TEXT_MAX + 10 and message.isprintable()
-
-
-def keys_file(path: Path, mode: int = 0o600, section: str = "default") -> Path:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(f"[{section}]\naws_access_key_id = k%y\naws_secret_access_key = s\nregion = eu-1\n")
-    path.chmod(mode)
-    return path
-
-
-def test_the_chain_of_keys(tmp_path: Path) -> None:
-    keys = keys_file(tmp_path / ".aws" / "credentials")
-    found = s3_settings(parse_object_url("s3://bucket/x"), {}, tmp_path)
-    assert found == {"access_key_id": "k%y", "secret_access_key": "s", "region": "eu-1"}
-    assert s3_settings(parse_object_url("s3://bucket/x?region=us"), {}, tmp_path)["region"] == "us"
-    environment = {"AWS_ACCESS_KEY_ID": "other", "AWS_REGION": "ap-1"}
-    assert s3_settings(parse_object_url("s3://bucket/x"), environment, tmp_path) == {"region": "ap-1"}
-    named = s3_settings(parse_object_url(f"s3://bucket/x?credentials={keys}"), environment, tmp_path)
-    assert named["access_key_id"] == "k%y"
-    assert s3_settings(parse_object_url("s3://bucket/x"), {}, tmp_path / "nobody") == {}
-    keys_file(tmp_path / "p" / "keys", section="backup")
-    asked = {"AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "p" / "keys")}
-    assert s3_settings(parse_object_url("s3://bucket/x?profile=backup"), asked, tmp_path)["secret_access_key"] == "s"
-
-
-def test_keys_that_are_refused(tmp_path: Path) -> None:
-    open_file = keys_file(tmp_path / "k" / "open", mode=0o644)
-    with pytest.raises(UsageError, match="others may read it") as caught:
-        s3_settings(parse_object_url(f"s3://bucket/x?credentials={open_file}"), {}, tmp_path)
-    assert caught.value.mend == f"chmod 600 {open_file}"
-    with pytest.raises(NotFoundError, match="no file"):
-        s3_settings(parse_object_url("s3://bucket/x?credentials=/nonexistent/keys"), {}, tmp_path)
-    with pytest.raises(NotFoundError, match="no section"):
-        s3_settings(parse_object_url("s3://bucket/x?profile=other"), {}, tmp_path)
-    torn = tmp_path / "torn"
-    torn.write_text("no section\n")
-    torn.chmod(0o600)
-    with pytest.raises(UsageError, match="line 1"):
-        s3_settings(parse_object_url(f"s3://bucket/x?credentials={torn}"), {}, tmp_path)
+    assert len(message) <= TEXT_MAX + 100 and message.isprintable()

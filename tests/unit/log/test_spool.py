@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+import resource
 
 import pytest
 
+from replicator.errors import NoSpaceError
 from replicator.log.spool import Allowance, Spool
 
 
@@ -42,3 +44,19 @@ def test_spools_share_one_allowance() -> None:
     for spool in spools:
         spool.close()
     assert allowance.take(80) and not allowance.take(1)
+
+
+def test_a_rest_without_room_is_told_as_such_and_let_go_of() -> None:
+    allowance = Allowance(0)
+    spool = Spool(allowance)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        spool.write([bytes(3000)])  # less than a file's buffer
+        with pytest.raises(NoSpaceError, match="too large") as caught:
+            spool.whole()
+        assert caught.value.mend and "TMPDIR" in caught.value.mend
+        spool.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    spool.close()
