@@ -4,6 +4,7 @@
                   VOLUME/TIMELINE/claim, VOLUME/TIMELINE/start, VOLUME/TIMELINE/FOLDER/SEQUENCE
     publisher's   beacons/VOLUME, catalogue/VOLUME: replaced in the course of things
     registration  receivers/VOLUME/RECEIVER: the same, by a receiver; says what a trim may delete
+    segment       VOLUME/TIMELINE/FOLDER/SEQUENCE: the only objects that may be large
     start         VOLUME/TIMELINE/start: says what was trimmed
     prefix        what is listed: the root, catalogue, receivers/VOLUME, VOLUME, VOLUME/TIMELINE, VOLUME/TIMELINE/FOLDER
     owned         what a publisher sweeps: VOLUME/TIMELINE/, beacons/VOLUME, catalogue/VOLUME
@@ -22,9 +23,9 @@ _TIMELINE = f"{_VOLUME}/[0-9]{{10}}"
 _FOLDER = f"{_TIMELINE}/[0-9]{{16}}"
 _BESIDE = f"(?:{names.CATALOGUE}|{names.BEACONS})/{_VOLUME}"
 _RECEIVER = f"{names.RECEIVERS}/{_VOLUME}/{_VOLUME}"
-_OBJECT = re.compile(
-    f"{names.MARKER}|{_BESIDE}|{_RECEIVER}|{_TIMELINE}/(?:claim|start)|{_FOLDER}/[0-9]{{20}}", re.ASCII
-)
+_SEGMENT_NAME = f"{_FOLDER}/[0-9]{{20}}"
+_OBJECT = re.compile(f"{names.MARKER}|{_BESIDE}|{_RECEIVER}|{_TIMELINE}/(?:claim|start)|{_SEGMENT_NAME}", re.ASCII)
+_SEGMENT = re.compile(_SEGMENT_NAME, re.ASCII)
 _PUBLISHERS = re.compile(_BESIDE, re.ASCII)
 _REGISTRATION = re.compile(_RECEIVER, re.ASCII)
 _START = re.compile(f"{_TIMELINE}/start", re.ASCII)
@@ -37,6 +38,11 @@ _OWNED = re.compile(f"{_TIMELINE}/|{_BESIDE}", re.ASCII)
 def is_object(name: str) -> bool:
     """Whether an object may be called so."""
     return _OBJECT.fullmatch(name) is not None
+
+
+def is_segment(name: str) -> bool:
+    """Whether an object of that name holds events; every other one is a record."""
+    return _SEGMENT.fullmatch(name) is not None
 
 
 def is_publishers(name: str) -> bool:

@@ -77,16 +77,20 @@ def parse_ssh_url(url: str, default_ssh: str = "ssh") -> SshPlace:
         port = parts.port
     except ValueError as error:
         _refuse(url, str(error))
-    user, host = unquote(parts.username or ""), parts.hostname or ""
+    host = parts.hostname or ""
     if parts.password is not None:
         _refuse(f"ssh://{host}", "a URL holds no password: use a key")
+    try:
+        url.encode()
+        user, path = (unquote(each, errors="strict") for each in (parts.username or "", parts.path))
+        given = dict(parse_qsl(parts.query, keep_blank_values=True, errors="strict"))
+    except UnicodeError:
+        _refuse(url, "it isn't text in UTF-8")
     if not _HOST.fullmatch(host) or (user and not _USER.fullmatch(user)) or parts.fragment:
         _refuse(url, "that is no host, or no user")
-    path = unquote(parts.path)
     path = path[3:] if path.startswith("/~/") else path
     if not path.strip("/") or "\0" in path or "\n" in path or path.startswith("-"):
         _refuse(url, "the path of the log's directory is missing")
-    given = dict(parse_qsl(parts.query, keep_blank_values=True))
     for key, value in given.items():
         if key not in _PARAMETERS or not value:
             _refuse(url, f"{key!r} is no parameter with a value; there are: {', '.join(_PARAMETERS)}")

@@ -4,7 +4,8 @@ Asked by schemes for ssh://. ssh runs with its configuration, agent and known ho
 anything; REPLICATOR_SSH or ?ssh= replaces the command.
 
 Failures: UsageError (URL), NotFoundError (no log there), ConflictError (not empty; another folder than the key's),
-UnavailableError (no connection, with what ssh said), FormatError (the far end isn't ours).
+UnavailableError (no connection, with what ssh said; a log that was there and isn't), FormatError (the far end isn't
+ours).
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ def open_ssh(url: str, create: bool) -> SshLog:
 def ssh_store(place: SshPlace, *, create: bool) -> RemoteStore:
     """The objects at `place`; no connection is made yet."""
 
-    def connect() -> Connection:
+    def connect(is_known: bool) -> Connection:
         channel = ProcessChannel(place.argv(), place.by_hand)
-        return Connection(channel, place.name, place.path, create=create)
+        return Connection(channel, place.name, place.path, create=create and not is_known)
 
     return RemoteStore(place.name, connect)

@@ -1,7 +1,12 @@
 """An object store at the other end of two pipes: what ObjectLog stands on when the log is reached by ssh.
 
 Asked by ObjectLog; speaks stdio_protocol with `replicator log serve --stdio`. One connection, shared by all threads,
-one request at a time. A connection that fell is made anew by the next request.
+one request at a time. A connection that fell is made anew by the next request. What is known by then makes a
+difference: a disk that isn't mounted any more leaves a folder behind that looks like one where a log may begin.
+
+    the log's marker            a new connection where the far end has no log
+    wasn't seen yet             makes one, if it was to be made; else NotFoundError: the first opening isn't over
+    was read here, or put       UnavailableError: the log went away, and may come back
 
     the connection falls while       what stands                 what is told
     a request that may be repeated   the same either way         asked again on a new one; then UnavailableError
@@ -12,6 +17,7 @@ one request at a time. A connection that fell is made anew by the next request.
 Invariants
   C1  A sink belongs to one connection: after that it takes nothing, and its commit isn't sent anywhere.
   C2  Memory: a frame for each sink, the object that is read, a listing of LISTING_BYTES_MAX.
+  C3  Once the marker was read or put, no connection makes a log, and none is asked anything before it saw the marker.
 """
 
 from __future__ import annotations
@@ -22,7 +28,8 @@ from functools import partial
 from typing import Any, TypeVar
 
 from replicator._buffer import Buffer
-from replicator.errors import FormatError, ReplicatorError
+from replicator.errors import FormatError, NotFoundError, ReplicatorError, UnavailableError
+from replicator.log import names
 from replicator.log.errors import PutUnknownError
 from replicator.log.stdio_connection import Connection, FellError
 from replicator.log.stdio_protocol import DATA_BYTES, LISTING_BYTES_MAX, NUMBERS, Kind, encode_body
@@ -32,13 +39,17 @@ Value = TypeVar("Value")
 
 
 class RemoteStore:
-    """An ObjectStore over connections that `connect` makes; for any thread."""
+    """An ObjectStore over connections that `connect` makes; for any thread.
+
+    `connect(is_known)`: where the log is known to have stood, it must not be made.
+    """
 
     poll_s = 0.1  # a look is one round trip
 
-    def __init__(self, name: str, connect: Callable[[], Connection]) -> None:
+    def __init__(self, name: str, connect: Callable[[bool], Connection]) -> None:
         self._name = name
         self._connect = connect
+        self._is_known = False  # the marker stood
         self._connection: Connection | None = None
         self._lock = threading.RLock()
         self._sinks = 0
@@ -52,8 +63,26 @@ class RemoteStore:
         """The connection, made anew where it fell."""
         with self._lock:
             if self._connection is None or not self._connection.is_open:
-                self._connection = self._connect()
+                self._connection = self._reconnected() if self._is_known else self._connect(False)
             return self._connection
+
+    def _reconnected(self) -> Connection:
+        """C3."""
+        try:
+            connection = self._connect(True)
+        except NotFoundError as error:
+            raise self._gone(error.message) from error
+        try:
+            body = encode_body(Kind.SIZE, names.MARKER)
+            if connection.ask(Kind.SIZE, [body], connection.done_or_absent) is None:
+                raise self._gone(f"{self._name} has no {names.MARKER}")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _gone(self, found: str) -> UnavailableError:
+        return UnavailableError(f"the log isn't there any more: {found}", mend="is its disk mounted on the far host?")
 
     def close(self) -> None:
         """End the connection."""
@@ -79,7 +108,9 @@ class RemoteStore:
         with self._lock:
             connection = self.connected()
             body = encode_body(Kind.PUT_IF_ABSENT, name, bytes(data))
-            return bool(settled(f"{self._name}/{name}", connection, Kind.PUT_IF_ABSENT, body))
+            is_new = bool(settled(f"{self._name}/{name}", connection, Kind.PUT_IF_ABSENT, body))
+            self._is_known |= name == names.MARKER  # it stands now, whoever put it
+            return is_new
 
     def get(self, name: str, limit_bytes: int) -> bytes | None:
         """The whole object, bounded."""
@@ -89,7 +120,9 @@ class RemoteStore:
             if size is None:
                 return None
             data = connection.data(max(limit_bytes, 0))
-            return self._whole(name, data, size, limit_bytes)
+            whole = self._whole(name, data, size, limit_bytes)
+            self._is_known |= name == names.MARKER
+            return whole
 
         return self._repeated(Kind.GET, read, name, limit_bytes)
 

@@ -40,6 +40,7 @@ Invariants
   F1  A frame is taken only after its magic, version, length and checksum were found right.
   F2  No body is longer than BODY_BYTES_MAX, and nothing is allocated for one that says it is.
   F3  Decoding raises FormatError and nothing else, whatever the bytes are.
+  F4  A failure can be sent whatever its text is, and what was received of one is printable and at most TEXT_MAX long.
 """
 
 from __future__ import annotations
@@ -194,13 +195,25 @@ def decode_body(kind: Kind, body: Buffer) -> tuple[Any, ...]:
 
 
 def encode_failure(error: ReplicatorError) -> bytes:
-    """A failed answer's body."""
-    return encode_body(Kind.FAILED, error.kind, error.message[:TEXT_MAX], (error.mend or "")[:TEXT_MAX])
+    """A failed answer's body (F4)."""
+    message, mend = (sendable(text[:TEXT_MAX]) for text in (error.message, error.mend or ""))
+    return encode_body(Kind.FAILED, error.kind, message, mend)
+
+
+def sendable(text: str) -> str:
+    """`text`, with an escape for what has no UTF-8: a byte of a file's name, say."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def printable(text: str) -> str:
+    """`text` without control characters: what another host wrote steers no terminal, and is one line."""
+    return "".join(each if each.isprintable() else " " for each in text)
 
 
 def decode_failure(body: Buffer, where: str) -> ReplicatorError:
-    """The error that a failed answer tells, with where it came from."""
-    kind, message, mend = decode_body(Kind.FAILED, body)
+    """The error that a failed answer tells, with where it came from (F4)."""
+    kind, *texts = decode_body(Kind.FAILED, body)
+    message, mend = (printable(text[:TEXT_MAX]) for text in texts)
     told = f"{where}: {message}"
     for each in _ERRORS:
         if each.kind == kind:

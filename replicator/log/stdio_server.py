@@ -8,10 +8,13 @@ What the client may write is its key's affair (rights).
 
 Invariants
   V1  Only names of the log's grammar are touched (grammar), below the folder that was named on the command line.
-  V2  Memory: one frame. Sinks are at most SINKS_MAX, each at most SEGMENT_BYTES_MAX long.
+  V2  Memory: one frame. Sinks are at most SINKS_MAX, each at most SEGMENT_BYTES_MAX long, and RECORD_BYTES_MAX where
+      its name isn't a segment's: an object that no reader takes would stop the readers of the whole log.
   V3  Bytes that aren't the protocol end the connection with FormatError; what was done by then stays done.
   V4  A source's key never says what was trimmed, nor for a receiver: stolen, it hides no event, and leads no trim to
       delete one.
+  V5  Where the log's marker doesn't stand, nothing but the marker is written, or said to be absent: the folder may be
+      one whose disk isn't mounted (any more), and this server too young to know it by what it wrote before.
 """
 
 from __future__ import annotations
@@ -21,9 +24,16 @@ from pathlib import Path
 from typing import Protocol
 
 from replicator._buffer import Buffer
-from replicator.errors import ConflictError, FormatError, NotFoundError, ReplicatorError, UsageError
+from replicator.errors import (
+    ConflictError,
+    FormatError,
+    NotFoundError,
+    ReplicatorError,
+    UnavailableError,
+    UsageError,
+)
 from replicator.events.record import RECORD_BYTES_MAX
-from replicator.log import grammar
+from replicator.log import grammar, names
 from replicator.log.directory import DirectorySink, DirectoryStore
 from replicator.log.rights import Rights
 from replicator.log.segment import SEGMENT_BYTES_MAX
@@ -36,6 +46,7 @@ from replicator.log.stdio_protocol import (
     encode_failure,
     encode_head,
     read_frame,
+    sendable,
 )
 
 SINKS_MAX = 512  # a volume each; below what a process may open
@@ -54,7 +65,8 @@ class Pipes(Protocol):
 class _Sink:
     """A client's sink; after a failure it takes what comes and does nothing, until commit tells."""
 
-    def __init__(self, open_sink: Callable[[], DirectorySink]) -> None:
+    def __init__(self, limit_bytes: int, open_sink: Callable[[], DirectorySink]) -> None:
+        self._limit_bytes = limit_bytes
         self._failure: ReplicatorError | None = None
         self._sink: DirectorySink | None = None
         self._length_bytes = 0
@@ -62,8 +74,8 @@ class _Sink:
 
     def write(self, data: Buffer) -> None:
         self._length_bytes += len(data)
-        if self._length_bytes > SEGMENT_BYTES_MAX:
-            raise FormatError("write", f"at most {SEGMENT_BYTES_MAX} bytes of one object", f"{self._length_bytes}")
+        if self._length_bytes > self._limit_bytes:
+            raise FormatError("write", f"at most {self._limit_bytes} bytes of such an object", f"{self._length_bytes}")
         if self._sink is not None and self._failure is None:
             sink = self._sink
             self._try(lambda: sink.write([data]))
@@ -141,26 +153,40 @@ class StoreServer:
         if path and Path(path).absolute() != self._root.absolute():
             mend = f"name that folder, or let the forced command serve {path}"
             raise ConflictError(f"this key reaches the log {self._root}, and {path} was asked for", mend=mend)
-        if create and self._rights.publishes and self._root.parent.is_dir():
+        try:
+            self._find_root(create)
+        except OSError as error:
+            mend = "make it by hand at the far end, for the user that ssh logs in as"
+            raise UnavailableError(f"log directory {self._root}: {error.strerror or error}", mend=mend) from error
+        self._is_greeted = True
+        served = sendable(str(self._root))
+        yield Kind.WELCOME, [encode_body(Kind.WELCOME, PROTOCOL, self._rights is Rights.APPEND, served)]
+
+    def _find_root(self, create: bool) -> None:
+        """The folder has to stand; `create` makes it, not the one above."""
+        if self._root.exists() and not self._root.is_dir():
+            raise ConflictError(f"{self._root} is no directory", mend="name a folder, or move that file away")
+        makes = create and self._rights.publishes
+        if makes and self._root.parent.is_dir():
             self._root.mkdir(exist_ok=True)
         if not self._root.is_dir():
             mend = f"mkdir -p {self._root.parent}" if create else "the first agent that publishes there makes it"
             raise NotFoundError(f"there is no log directory {self._root}", mend=mend)
-        if create and self._rights.publishes:
+        if makes:
             self._store.settle_root()
-        self._is_greeted = True
-        yield Kind.WELCOME, [encode_body(Kind.WELCOME, PROTOCOL, self._rights is Rights.APPEND, str(self._root))]
 
     def create(self, number: int, name: str) -> Answers:
         """Begin an object."""
         if number in self._sinks or len(self._sinks) >= SINKS_MAX:
             raise FormatError("create", f"a new sink of at most {SINKS_MAX}", f"sink {number}")
         self._require_object(name)
-        self._sinks[number] = _Sink(lambda: self._created(name))
+        limit_bytes = SEGMENT_BYTES_MAX if grammar.is_segment(name) else RECORD_BYTES_MAX
+        self._sinks[number] = _Sink(limit_bytes, lambda: self._created(name))
         return iter(())
 
     def _created(self, name: str) -> DirectorySink:
         self._rights.require_new(name)
+        self._require_log(name)
         return self._store.create(name)
 
     def commit(self, number: int) -> Answers:
@@ -182,6 +208,7 @@ class StoreServer:
         """Replace a small object."""
         self._require_object(name)
         self._rights.require_replace(name)
+        self._require_log(name)
         self._store.put(name, _small(data))
         yield _done(True)
 
@@ -189,6 +216,7 @@ class StoreServer:
         """A small object under a free name."""
         self._require_object(name)
         self._rights.require_new(name)
+        self._require_log(name)
         yield _done(self._store.put_if_absent(name, _small(data)))
 
     def get(self, name: str, limit_bytes: int) -> Answers:
@@ -233,6 +261,8 @@ class StoreServer:
         if not grammar.is_prefix(prefix):
             raise FormatError("children", "a folder of a log", repr(prefix[:100]))
         found = [name for name in self._store.children(prefix) if "\n" not in name]
+        if prefix and not found:  # the root may be empty: whoever makes a log looks there first
+            self._require_log(prefix)
         yield _done(len(found))
         listing = memoryview("".join(f"{name}\n" for name in found).encode("utf-8", "surrogateescape"))
         for at in range(0, len(listing) + 1, DATA_BYTES):
@@ -275,12 +305,22 @@ class StoreServer:
 
     def _size(self, name: str) -> int | None:
         self._require_object(name)
-        return self._store.size(name)
+        size = self._store.size(name)
+        if size is None:
+            self._require_log(name)
+        return size
 
     def _require_object(self, name: str) -> None:
         """V1."""
         if not grammar.is_object(name):
             raise FormatError("frame", "an object of a log", repr(name[:100]))
+
+    def _require_log(self, name: str) -> None:
+        """V5, where `name` is to be written, or wasn't found."""
+        if name != names.MARKER and self._store.size(names.MARKER) is None:
+            raise UnavailableError(
+                f"the log isn't there: {self._root} has no {names.MARKER}", mend="is its disk mounted on the far host?"
+            )
 
 
 Answers = Iterator[tuple[Kind, list[Buffer]]]

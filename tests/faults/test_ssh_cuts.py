@@ -34,8 +34,8 @@ def store_at(url: str, cuts: Cuts) -> RemoteStore:
     """The objects at `url` over connections that are cut."""
     place = parse_ssh_url(url)
 
-    def connect() -> Connection:
-        return Connection(CuttingChannel(place.argv(), cuts), place.name, place.path, create=True)
+    def connect(is_known: bool) -> Connection:
+        return Connection(CuttingChannel(place.argv(), cuts), place.name, place.path, create=not is_known)
 
     return RemoteStore(place.name, connect)
 

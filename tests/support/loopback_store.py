@@ -66,7 +66,7 @@ class LoopbackChannel:
 def loopback_store(root: Path, rights: Rights = Rights.ALL, *, create: bool = True) -> RemoteStore:
     """The objects in the folder `root`, through the protocol."""
 
-    def connect() -> Connection:
-        return Connection(LoopbackChannel(root, rights), "loopback:", str(root), create=create)
+    def connect(is_known: bool) -> Connection:
+        return Connection(LoopbackChannel(root, rights), "loopback:", str(root), create=create and not is_known)
 
     return RemoteStore("loopback:", connect)

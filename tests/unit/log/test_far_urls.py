@@ -7,7 +7,15 @@ import shlex
 import pytest
 
 from replicator.errors import UsageError
-from replicator.log.grammar import is_object, is_owned, is_prefix, is_publishers, is_registration, is_start
+from replicator.log.grammar import (
+    is_object,
+    is_owned,
+    is_prefix,
+    is_publishers,
+    is_registration,
+    is_segment,
+    is_start,
+)
 from replicator.log.opening import is_log, log_folder, log_places, log_url
 from replicator.log.pace import beacon_interval_s, default_interval_s
 from replicator.log.s3_url import ObjectPlace, parse_object_url
@@ -96,6 +104,8 @@ def test_parts_of_ssh_urls() -> None:
         "ssh://host", "ssh://host/", "ssh:///x", "ssh://-oProxyCommand=x/y", "ssh://-x@host/y", "ssh://u:p@host/x",
         "ssh://host:99999/x", "ssh://host/a%0Ab", "ssh://host/x?shell=y", "ssh://host/x?command=", "ssh://ho st/x",
         "ssh://host/x?command=%22open", "ssh://host/x#y", "ssh://host/~/-rf",
+        "ssh://host/\udcff", "ssh://host/a%FF", "ssh://host/x?command=%FF", "ssh://us%FFer@host/x",
+        "ssh://host/x?ssh=\udcff",
     ],
 )  # fmt: skip
 def test_ssh_urls_that_are_refused(url: str) -> None:
@@ -136,4 +146,4 @@ def test_the_grammar_of_names() -> None:
         assert is_prefix(name) == (name in prefixes)
         assert is_publishers(name) == (name in publishers)
         assert is_registration(name) == (name == registration) and is_start(name) == (name == start)
-        assert is_owned(name) == (name in owned)
+        assert is_owned(name) == (name in owned) and is_segment(name) == (name == segment)

@@ -8,8 +8,16 @@ from uuid import UUID
 
 import pytest
 
-from replicator.errors import ConflictError, FormatError, NotFoundError, ReplicatorError, UsageError
+from replicator.errors import (
+    ConflictError,
+    FormatError,
+    NotFoundError,
+    ReplicatorError,
+    UnavailableError,
+    UsageError,
+)
 from replicator.events.beacon import Beacon
+from replicator.events.record import RECORD_BYTES_MAX
 from replicator.log import names
 from replicator.log.interface import Appended, Registration
 from replicator.log.object_log import ObjectLog, directory_log
@@ -17,7 +25,7 @@ from replicator.log.rights import Rights
 from replicator.log.segment import SEGMENT_BYTES_MAX
 from replicator.log.stdio_client import RemoteStore
 from replicator.log.stdio_connection import Connection
-from replicator.log.stdio_protocol import DATA_BYTES
+from replicator.log.stdio_protocol import DATA_BYTES, TEXT_MAX, Kind, decode_failure, encode_body, encode_failure
 from tests.support.command_line import runner
 from tests.support.event_streams import VOLUME, Script
 from tests.support.loopback_store import LoopbackChannel, loopback_store
@@ -139,6 +147,7 @@ def test_names_never_lead_out(tmp_path: Path, name: str) -> None:
 
 def test_large_objects_cross_whole_and_bounded(tmp_path: Path) -> None:
     with closing(loopback_store(tmp_path / "log")) as store:
+        ObjectLog(store, create=True)
         for size in (0, 1, DATA_BYTES - 1, DATA_BYTES, DATA_BYTES + 1, 3 * DATA_BYTES):
             name = names.segment_name(VOLUME, 1, size + 1)
             data = bytes(range(256)) * (size // 256) + bytes(size % 256)
@@ -161,6 +170,7 @@ def test_large_objects_cross_whole_and_bounded(tmp_path: Path) -> None:
 
 def test_a_client_that_goes_leaves_nothing(tmp_path: Path) -> None:
     store = loopback_store(tmp_path / "log")
+    ObjectLog(store, create=True)
     sink = store.create(SEGMENT)
     sink.write([bytes(3 * DATA_BYTES)])
     store.size(SEGMENT)
@@ -180,6 +190,67 @@ def test_the_folder_that_a_key_reaches(tmp_path: Path) -> None:
     with pytest.raises(ConflictError, match="was asked for") as conflict:
         Connection(LoopbackChannel(tmp_path / "log"), "x", str(tmp_path / "other"), create=True)
     assert "forced command" in str(conflict.value.mend) and not (tmp_path / "log").exists()
+
+
+@pytest.mark.parametrize("create", [True, False])
+def test_a_file_where_the_folder_should_be(tmp_path: Path, create: bool) -> None:
+    (tmp_path / "log").write_bytes(b"")
+    with pytest.raises(ConflictError, match="log is no directory") as caught:
+        loopback_store(tmp_path / "log", create=create).connected()
+    assert caught.value.mend
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    root = tmp_path / ("x" * 300)
+    with pytest.raises(UnavailableError, match=f"log directory {root}: .*too long") as caught:
+        loopback_store(root).connected()
+    assert "by hand" in str(caught.value.mend)
+
+
+@pytest.mark.parametrize(
+    ("rights", "name"),
+    [
+        (Rights.FOLLOW, names.registration_name(VOLUME, REGISTRATION.receiver)),
+        (Rights.APPEND, names.beacon_name(VOLUME)),
+        (Rights.APPEND, names.catalogue_name(VOLUME)),
+        (Rights.APPEND, names.claim_name(VOLUME, 2)),
+        (Rights.ALL, names.start_name(VOLUME, 1)),
+    ],
+)
+def test_what_is_no_segment_is_small(tmp_path: Path, rights: Rights, name: str) -> None:
+    directory_log(tmp_path / "log", create=True)
+    with closing(loopback_store(tmp_path / "log", rights)) as store:
+        sink = store.create(name)
+        with pytest.raises(FormatError, match=f"at most {RECORD_BYTES_MAX} bytes"):
+            for _ in range(RECORD_BYTES_MAX // 1024 + 1):
+                sink.write([bytes(1024)])
+            sink.commit()
+        store.close()  # that server has ended itself
+        for put in (store.put_if_absent, store.put):
+            with pytest.raises(ReplicatorError, match=f"at most {RECORD_BYTES_MAX} bytes|may only append"):
+                put(name, bytes(RECORD_BYTES_MAX + 1))
+        assert store.size(name) is None
+        sink = store.create(name)
+        sink.write([bytes(RECORD_BYTES_MAX)])
+        assert sink.commit() and store.size(name) == RECORD_BYTES_MAX
+
+
+def test_a_failure_crosses_whatever_its_text_is(tmp_path: Path) -> None:
+    hostile = "a\udcff\x1b]0;title\a\n\u202ec\r" + "y" * TEXT_MAX
+    error = decode_failure(encode_failure(ConflictError(hostile, mend=hostile)), "far")
+    assert type(error) is ConflictError and error.message.startswith(r"far: a\udcff ]0;title")
+    for text in (error.message, error.mend or ""):
+        assert text.isprintable() and len(text) <= TEXT_MAX + len("far: ")
+    raw = encode_body(Kind.FAILED, "format", "x\x9b2J", "y" * 60_000)
+    told = decode_failure(raw, "far")
+    assert isinstance(told, FormatError) and told.message.isprintable() and len(told.mend or "") == TEXT_MAX
+
+
+def test_a_served_folder_whose_name_is_no_text(tmp_path: Path) -> None:
+    root = tmp_path / "log\udcff"
+    assert Connection(LoopbackChannel(root), "far:", "", create=True).path.endswith(r"/log\udcff")
+    with pytest.raises(ConflictError, match=r"reaches the log .*/log\\udcff, and /other"):
+        Connection(LoopbackChannel(root), "far:", "/other", create=True)
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
