@@ -32,11 +32,12 @@ from replicator.events.frames import Compressor, written_events
 from replicator.events.pages import whole_masks
 from replicator.events.state import StreamState
 from replicator.log.interface import Appended
-from replicator.log.kafka import Client, Message
+from replicator.log.kafka import Client
 from replicator.log.kafka_address import parse_kafka_url
 from replicator.log.kafka_log import KafkaLog
 from replicator.log.kafka_names import STREAM_SETTINGS, stream_topic
 from replicator.log.kafka_opening import open_kafka
+from replicator.log.kafka_records import Message
 from replicator.log.kafka_writer import COMMIT_BYTES
 from replicator.units import CHUNK_BYTES, MIB
 from tests.support.event_streams import VOLUME, Script

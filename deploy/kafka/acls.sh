@@ -1,6 +1,7 @@
 #!/bin/sh
 # The least rights, by user: sh acls.sh BROKER PREFIX. BROKER is a listener that an administrator may use.
-# agent: publishes; can't delete, can't speak for receivers. receiver: follows, and says how far it is. keeper: trims.
+# agent: publishes; can't delete, can't speak for receivers. receiver: follows, and says how far it is. keeper: trims, and may see
+# the topics' settings, so that it finds out where receivers' registrations wouldn't be kept.
 set -eu
 broker=$1 prefix=$2
 
@@ -13,7 +14,7 @@ acl --allow-principal User:agent --operation Describe --operation Write --transa
 acl --allow-principal User:receiver --operation Describe --operation Read --topic "$prefix." --resource-pattern-type prefixed
 acl --allow-principal User:receiver --operation Write --topic "$prefix.receivers"
 
-acl --allow-principal User:keeper --operation Delete --operation Describe --operation Read --topic "$prefix." --resource-pattern-type prefixed
+acl --allow-principal User:keeper --operation Delete --operation Describe --operation DescribeConfigs --operation Read --topic "$prefix." --resource-pattern-type prefixed
 
 # A replica host that may be promoted publishes from then on; grant it beforehand, or when the day comes:
 # acl --allow-principal User:receiver --operation Create --operation DescribeConfigs --operation Write --topic "$prefix." --resource-pattern-type prefixed

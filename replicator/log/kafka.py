@@ -16,8 +16,8 @@ What is kept away from those above (tried with 3.0.12, tests/faults/test_kafka_s
   G5  A connection that is refused leaves its socket to the collector, a thousand in a minute's outage. So it is closed.
   G6  A client that can't be made leaves its thread at work. So its network is ended; and brokers are probed before.
 
-Each call raises, of what the library raises: FencedError, MissingTopicError, OffsetGoneError, DeniedError, else
-UnavailableError. A Consumer that raised is spent too.
+Each call raises, of what the library raises: FencedError, MissingTopicError, OffsetGoneError, DeniedError,
+DamagedRecordError (after it was read a second time), else UnavailableError. A Consumer that raised is spent too.
 """
 
 from __future__ import annotations
@@ -29,15 +29,20 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from replicator._buffer import Buffer
 from replicator.errors import UnavailableError
 from replicator.log.kafka_address import KafkaAddress
-from replicator.log.kafka_errors import DeniedError, FencedError, MissingTopicError, OffsetGoneError
+from replicator.log.kafka_errors import (
+    DamagedRecordError,
+    DeniedError,
+    FencedError,
+    MissingTopicError,
+    OffsetGoneError,
+)
 from replicator.log.kafka_names import STATE_HEADER, settings_for
 from replicator.log.kafka_probe import probe
+from replicator.log.kafka_records import Message, Record
 from replicator.log.kafka_settings import (
     CLOSED_WHEN_REFUSED,
     DELIVERY_TIMES,
@@ -57,6 +62,7 @@ with warnings.catch_warnings():  # it reads its own files by functions that Pyth
 
 logging.getLogger("kafka").addHandler(logging.NullHandler())  # it tells each reconnection; we tell what came of it
 
+_LATEST = -1  # for a time: the end
 _SHORT_S = 0.005  # a poll that finds nothing but markers lasts as long as it may
 _FENCED = (faults.ProducerFencedError, faults.InvalidProducerEpochError)
 _FENCED_TEXTS = ("ProducerFenced", "InvalidProducerEpoch")
@@ -76,25 +82,6 @@ class _ClosedWhenRefused(KafkaNetSocket):  # type: ignore[misc]  # it has no typ
             raise
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One record; `state` is its header of that name."""
-
-    offset: int
-    key: bytes | None
-    value: bytes | None
-    state: bytes | None
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One record to send."""
-
-    key: bytes
-    value: Buffer
-    state: bytes
-
-
 @contextlib.contextmanager
 def _typed(what: str) -> Iterator[None]:
     """What the library raises, as what it means."""
@@ -103,7 +90,8 @@ def _typed(what: str) -> Iterator[None]:
     except faults.KafkaError as error:
         reason = f"{what}: {str(error) or type(error).__name__}"
         if isinstance(error, _FENCED) or any(text in str(error) for text in _FENCED_TEXTS):
-            raise FencedError(f"{what}: another publisher took over") from error
+            slow = "or the broker gave our transaction up, as one that took too long"
+            raise FencedError(f"{what}: another publisher took over, {slow}") from error
         if isinstance(error, faults.UnknownTopicOrPartitionError):
             raise MissingTopicError(f"{what}: there is no such topic") from error
         if isinstance(error, faults.OffsetOutOfRangeError | faults.LogTruncationError):
@@ -146,6 +134,10 @@ class Client:
     def timeout_s(self) -> float:
         """The time limit of one question."""
         return self._address.timeout_s
+
+    def tool(self, name: str) -> str:
+        """How Kafka's own tool is called, for a mend."""
+        return f"kafka-{name}.sh --bootstrap-server {','.join(self._address.bootstrap)}"
 
     def consumer(self, topic: str) -> Consumer:
         """A consumer of a topic that is there."""
@@ -201,6 +193,12 @@ class Client:
                 raise faults.TopicAuthorizationFailedError(topic)
             return {str(name): str(each["value"]) for name, each in settings.items()}
 
+    def written_end(self, topic: str) -> int:
+        """The offset behind the last record, of transactions that are still open too."""
+        with self._asked(f"the end of topic {topic}") as admin:
+            at, limit_ms = TopicPartition(topic, 0), int(self.timeout_s * 1000)
+            return int(admin.list_partition_offsets({at: _LATEST}, timeout_ms=limit_ms)[at].offset)
+
     def delete_below(self, topic: str, offset: int) -> None:
         """Delete the records before `offset`, at once for readers."""
         with self._asked(f"trimming topic {topic}") as admin:
@@ -235,10 +233,13 @@ class Consumer:
 
     def __init__(self, options: dict[str, object], topic: str, timeout_s: float) -> None:
         self.topic, self._timeout_s, self._at = topic, timeout_s, TopicPartition(topic, 0)
-        self._what = f"reading topic {topic}"
+        self._what, self._options = f"reading topic {topic}", {**options, **READING}
         with _typed(self._what):
-            self._consumer = _made(KafkaConsumer, {**options, **READING})
-            self._consumer.assign([self._at])
+            self._connect()
+
+    def _connect(self) -> None:
+        self._consumer = _made(KafkaConsumer, self._options)
+        self._consumer.assign([self._at])
 
     def bounds(self) -> tuple[int, int]:
         """The first offset that is kept, and the one behind the last that is committed or aborted."""
@@ -277,10 +278,23 @@ class Consumer:
         return int(found)
 
     def poll(self, wait_s: float = 0.0) -> list[Record]:
-        """The next records, or none if none came in time."""
+        """The next records, or none if none came in time. DamagedRecordError if one is damaged when read again, too."""
         with _typed(self._what):
-            found = self._consumer.poll(timeout_ms=int(wait_s * 1000)).get(self._at, ())
-            return [Record(each.offset, each.key, each.value, _state_of(each.headers)) for each in found]
+            try:
+                return self._polled(wait_s)
+            except faults.CorruptRecordError:
+                at = self.position
+            self.close()
+            self._connect()
+            self.seek(at)
+            try:
+                return self._polled(self._timeout_s)
+            except faults.CorruptRecordError as error:
+                raise DamagedRecordError(self.topic, self.position, str(error)) from error
+
+    def _polled(self, wait_s: float) -> list[Record]:
+        found = self._consumer.poll(timeout_ms=int(wait_s * 1000)).get(self._at, ())
+        return [Record(each.offset, each.key, each.value, _state_of(each.headers)) for each in found]
 
     def read_until(self, end: int) -> Iterator[Record]:
         """The records from the position on, until it is at `end` or, where more came meanwhile, behind it.

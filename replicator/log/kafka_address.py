@@ -95,10 +95,18 @@ class KafkaAddress:
     keep_s: float = KEEP_S
     replicas: int = -1
 
+    @property
+    def bootstrap(self) -> list[str]:
+        """The brokers as HOST:PORT."""
+        return [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.brokers]
+
 
 def parse_kafka_url(url: str) -> KafkaAddress:
     """The address that `url` names."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # brackets that hold no address, and letters that would become others
+        raise UsageError("a kafka:// URL whose hosts can't be read", mend=_FORM) from None
     if parts.scheme != "kafka" or parts.fragment:
         raise UsageError("this is no kafka:// URL", mend=_FORM)
     if "@" in parts.netloc:
@@ -163,9 +171,18 @@ def _options(query: str) -> dict[str, str]:
 def _broker(text: str) -> tuple[str, int]:
     found = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+)(?::(\d{1,5}))?", text, re.ASCII)
     port = int(found[2] or DEFAULT_PORT) if found else 0
-    if found is None or not 0 < port < 1 << 16:
+    if found is None or not 0 < port < 1 << 16 or not _is_host(found[1]):
         raise UsageError(f"{text!r} names no broker", mend=_FORM)
     return found[1].strip("[]"), port
+
+
+def _is_host(text: str) -> bool:
+    """Whether a resolver can be asked for it: each label has 1 to 63 bytes."""
+    try:
+        text.encode("idna")
+    except UnicodeError:
+        return False
+    return text.isprintable()
 
 
 def _file(options: dict[str, str], name: str) -> Path | None:

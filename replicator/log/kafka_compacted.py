@@ -5,21 +5,28 @@ The table is kept, and read on from where it was read to, so that a look costs o
 Invariants
   T1  What `get` and `keys` answer holds all that stood in the topic when they were asked.
   T2  A topic that ends before what was read (a broker restored from an older copy) is read again from its beginning.
-  T3  At most ENTRIES_MAX keys and RECORD_BYTES_MAX for each value are held; more is a FormatError.
+  T3  At most ENTRIES_MAX keys, of KEY_BYTES_MAX, and RECORD_BYTES_MAX for each value are held; more keys are a
+      FormatError. A record whose key is none of ours is passed over, and a larger value counts as a damaged one, b"",
+      until the key's next record: whoever may write may write such, and must stop nobody else's reading by it.
   T4  A producer that failed is never used again (kafka, G2).
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 
 from replicator.errors import FormatError
 from replicator.events.record import RECORD_BYTES_MAX
-from replicator.log.kafka import Client, Producer, Record
+from replicator.log.kafka import Client, Producer
 from replicator.log.kafka_consumers import Consumers
 from replicator.log.kafka_errors import OffsetGoneError
+from replicator.log.kafka_records import Record
 
+KEY_BYTES_MAX = 128  # two UUIDs and a slash have 73
 ENTRIES_MAX = 100_000  # thirty thousand volumes with entry, beacon, and a receiver: 25 MB
+
+_LOG = logging.getLogger("replicator.log")
 
 
 class CompactedTopic:
@@ -87,14 +94,17 @@ class CompactedTopic:
 
     def _take(self, record: Record) -> None:
         """T3."""
-        if record.key is None or len(record.value or b"") > RECORD_BYTES_MAX:
-            where = f"topic {self.topic} offset {record.offset}"
-            raise FormatError(
-                where, f"a key, and at most {RECORD_BYTES_MAX} bytes", f"{len(record.value or b'')} bytes"
-            )
-        if record.value is None:
-            self._table.pop(record.key, None)
-        else:
-            self._table[record.key] = record.value
+        key, value = record.key, record.value
+        where = f"topic {self.topic} offset {record.offset}"
+        if key is None or len(key) > KEY_BYTES_MAX:
+            _LOG.warning("%s: a record whose key is none of ours is passed over", where)
+            return
+        if value is None:
+            self._table.pop(key, None)
+            return
+        if len(value) > RECORD_BYTES_MAX:
+            _LOG.warning("%s: key %r counts as damaged: its value has %d bytes", where, key, len(value))
+            value = b""
+        self._table[key] = value
         if len(self._table) > ENTRIES_MAX:
             raise FormatError(f"topic {self.topic}", f"at most {ENTRIES_MAX} keys", "more")

@@ -11,6 +11,8 @@ Invariants
       (kafka_stream, K2). It counts as trimmed, and its record stays.
   Q2  The last event is never trimmed, nor one younger than `keep` by the broker's clock, nor one that a registered
       receiver hasn't verified (L10).
+  Q3  A log whose compacted topics would lose keys is refused, by whoever may ask for their settings: without marker and
+      entries nobody finds it, and without registrations a trim goes past a receiver.
 """
 
 from __future__ import annotations
@@ -20,14 +22,15 @@ from collections.abc import Callable
 from functools import partial
 from uuid import UUID
 
-from replicator.errors import NotFoundError
+from replicator.errors import NotFoundError, UnavailableError
 from replicator.events.beacon import Beacon, decode_beacon, encode_beacon
-from replicator.log.discovery import found_volume
+from replicator.log.discovery import found_registration, found_volume
 from replicator.log.interface import Registration, VolumeEntry, trim_limit
 from replicator.log.kafka import Client, Consumer
 from replicator.log.kafka_address import KafkaAddress
 from replicator.log.kafka_compacted import CompactedTopic
 from replicator.log.kafka_consumers import Consumers
+from replicator.log.kafka_errors import DeniedError
 from replicator.log.kafka_names import (
     COMPACTED_SETTINGS,
     MARKER_KEY,
@@ -37,15 +40,16 @@ from replicator.log.kafka_names import (
     entry_key,
     receivers_topic,
     registration_key,
+    settings_mend,
     stream_topic,
     timelines_in,
     uuids_under,
+    wrong_compacted_settings,
 )
 from replicator.log.kafka_reader import KafkaReader
 from replicator.log.kafka_stream import KafkaPlace, KafkaStream
 from replicator.log.kafka_writer import KafkaWriter
 from replicator.log.records import (
-    decode_registration,
     encode_marker,
     encode_registration,
     require_marker,
@@ -76,11 +80,15 @@ class KafkaLog:
             raise
 
     def _require_log(self, create: bool) -> None:
+        found = []
         for topic in (self._catalogue.topic, self._receivers.topic):
             if not self._consumers.has_topic(topic):
                 if not create:
                     raise NotFoundError(f"{self.name} is not a log: there is no topic {topic}")
-                self._client.create_topic(topic, COMPACTED_SETTINGS)
+                if self._client.create_topic(topic, COMPACTED_SETTINGS):
+                    continue
+            found.append(topic)
+        self._require_compacted(found)
         marker = self._catalogue.get(MARKER_KEY)
         if marker is None and create:
             marker = encode_marker()
@@ -88,6 +96,16 @@ class KafkaLog:
         if marker is None:
             raise NotFoundError(f"{self.name} is not a log: topic {self._catalogue.topic} has no marker")
         require_marker(marker, f"topic {self._catalogue.topic}, its marker")
+
+    def _require_compacted(self, topics: list[str]) -> None:
+        """Q3."""
+        for topic in topics:
+            try:
+                wrong = wrong_compacted_settings(self._client.topic_settings(topic))
+            except DeniedError:
+                return
+            if wrong:
+                raise UnavailableError(f"topic {topic} isn't set to keep its keys", mend=settings_mend(topic, wrong))
 
     @property
     def name(self) -> str:
@@ -138,10 +156,12 @@ class KafkaLog:
     def registrations(self, volume: UUID) -> list[Registration]:
         """What the volume's receivers said last, by name."""
         found = self._receivers.items(f"{volume}/")
-        registrations = [
-            decode_registration(found[registration_key(volume, receiver)], f"topic {self._receivers.topic}")
-            for receiver in uuids_under(list(found), f"{volume}/")
-        ]
+        registrations = []
+        for receiver in uuids_under(list(found), f"{volume}/"):
+            read = partial(found.get, registration_key(volume, receiver))
+            registration = found_registration(volume, receiver, read, f"topic {self._receivers.topic}")
+            if registration is not None:
+                registrations.append(registration)
         return sorted(registrations, key=lambda each: (each.name, each.receiver))
 
     def forget(self, volume: UUID, receiver: UUID) -> bool:
@@ -158,7 +178,7 @@ class KafkaLog:
         if not self._consumers.has_topic(stream.topic):
             return 1
         limit = trim_limit(self.registrations(volume), timeline, below_sequence)
-        with self._consumers.borrow(stream.topic) as consumer:
+        with stream.borrow() as consumer:
             bounds = consumer.bounds()
             start = stream.start_at(consumer, *bounds).sequence
             anchor = self._anchor(stream, consumer, bounds, start, limit - 1)

@@ -25,6 +25,7 @@ import re
 from uuid import UUID
 
 from replicator.events.header import EVENT_BYTES_MAX
+from replicator.events.values import TIMELINE_LIMIT
 from replicator.log.names import uuids_in
 from replicator.units import KIB, MIB
 
@@ -39,17 +40,20 @@ STREAM_SETTINGS = {
     "retention.bytes": "-1",
     "max.message.bytes": str(MESSAGE_BYTES_MAX),
     "message.timestamp.type": "LogAppendTime",  # so that an event's age is by the broker's clock
+    "compression.type": "uncompressed",  # events are compressed already, and what a reader holds is what was sent
 }
 COMPACTED_SETTINGS = {
     "cleanup.policy": "compact",
     "min.cleanable.dirty.ratio": "0.1",
     "segment.ms": "3600000",  # only closed segments are compacted: an hour of beacons lies there at most
     "max.compaction.lag.ms": "86400000",
+    "compression.type": "uncompressed",
 }
 IN_SYNC_FROM = 3
 """Replicas of a topic from which on an answer waits for two: with two in all, one that is away would stop the log."""
 
 _REQUIRED = ("cleanup.policy", "retention.ms", "retention.bytes")
+_COMPRESSED = ("gzip", "lz4", "snappy", "zstd")  # readers may have no codec, and none bounds what comes out
 _TIMELINE = re.compile(r"[1-9][0-9]{0,9}", re.ASCII)
 
 
@@ -72,7 +76,7 @@ def timelines_in(topics: list[str], prefix: str, volume: UUID) -> list[int]:
     """The timelines of `volume` among the names of all topics, ascending."""
     begin = f"{prefix}.{volume}."
     rest = [topic.removeprefix(begin) for topic in topics if topic.startswith(begin)]
-    return sorted(int(each) for each in rest if _TIMELINE.fullmatch(each))
+    return sorted(int(each) for each in rest if _TIMELINE.fullmatch(each) and int(each) < TIMELINE_LIMIT)
 
 
 def entry_key(volume: UUID) -> bytes:
@@ -106,4 +110,18 @@ def wrong_settings(found: dict[str, str]) -> dict[str, str]:
     wrong = {name: STREAM_SETTINGS[name] for name in _REQUIRED if found.get(name) != STREAM_SETTINGS[name]}
     if int(found.get("max.message.bytes", "0")) < MESSAGE_BYTES_MAX:
         wrong["max.message.bytes"] = str(MESSAGE_BYTES_MAX)
+    if found.get("compression.type") in _COMPRESSED:
+        wrong["compression.type"] = STREAM_SETTINGS["compression.type"]
     return wrong
+
+
+def wrong_compacted_settings(found: dict[str, str]) -> dict[str, str]:
+    """What one of the compacted topics would have to say, where it says something else that would lose its keys."""
+    policy = COMPACTED_SETTINGS["cleanup.policy"]
+    return {} if found.get("cleanup.policy") == policy else {"cleanup.policy": policy}
+
+
+def settings_mend(topic: str, wrong: dict[str, str]) -> str:
+    """The command that sets a topic so."""
+    config = ",".join(f"{name}={value}" for name, value in wrong.items())
+    return f"kafka-configs.sh --alter --topic {topic} --add-config {config}"

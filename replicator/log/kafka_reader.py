@@ -7,20 +7,23 @@ Invariants
   R1  Nothing is handed out that isn't committed, and no record is left out between two that are.
   R2  A record whose number is beyond the next one's is a LogGapError, unless its epoch is an earlier one (then it was
       let in beside the fence, and whoever judges the chain skips it: kafka_stream, K3).
-  R3  One fetch is in memory at a time (kafka.FETCH_BYTES), and its records.
+  R3  Where the broker has trimmed what comes next, it is looked for again: TrimmedError if it is gone, else it goes on.
+  R4  One fetch is in memory at a time (kafka.FETCH_BYTES), and its records.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from replicator.events.beacon import beacon_beyond
 from replicator.events.codec import Event
 from replicator.events.state import StreamState
 from replicator.log.errors import LogGapError, LostEndError
 from replicator.log.interface import Waiter
-from replicator.log.kafka import Consumer, Record
+from replicator.log.kafka import Consumer
+from replicator.log.kafka_errors import OffsetGoneError
 from replicator.log.kafka_names import beacon_key
+from replicator.log.kafka_records import Record
 from replicator.log.kafka_stream import KafkaStream
 
 LISTEN_S = 0.15  # a follower sleeps so long at once, unless an event comes
@@ -45,9 +48,7 @@ class KafkaReader:
         """The events from `sequence` on that stand now."""
         assert sequence >= 1, "events are counted from 1"
         if self._is_there(sequence):
-            with self._stream.consumers.borrow(self._stream.topic) as consumer:
-                consumer.seek(self._stream.locate(consumer, sequence))
-                yield from self._to_end(consumer, _Place(sequence))
+            yield from self._located(_Place(sequence), self._to_end)
 
     def follow(self, sequence: int, waiter: Waiter, timeout_s: float) -> Iterator[Event]:
         """The events from `sequence` on, and those that come."""
@@ -55,14 +56,30 @@ class KafkaReader:
         while not self._is_there(sequence):
             if waiter.monotonic() >= deadline or waiter.wait(min(1.0, timeout_s)):
                 return
-        place = _Place(sequence)
-        with self._stream.consumers.borrow(self._stream.topic) as consumer:
-            consumer.seek(self._stream.locate(consumer, sequence))
+
+        def on(consumer: Consumer, place: _Place) -> Iterator[Event]:
             records: list[Record] | None = []
             while records is not None:
                 yield from self._events(place, records)
                 yield from self._to_end(consumer, place)
                 records = self._await(consumer, place, waiter, timeout_s)
+
+        yield from self._located(_Place(sequence), on)
+
+    def _located(self, place: _Place, read_on: Callable[[Consumer, _Place], Iterator[Event]]) -> Iterator[Event]:
+        """Read on from `place`; again from where it is now, where that was trimmed meanwhile (R3)."""
+        gone_at = 0
+        while True:
+            try:
+                with self._stream.borrow() as consumer:
+                    consumer.seek(self._stream.locate(consumer, place.sequence))
+                    yield from read_on(consumer, place)
+                return
+            except OffsetGoneError:
+                if gone_at == place.sequence:
+                    raise
+                gone_at = place.sequence
+                place.begin_again()
 
     def _is_there(self, sequence: int) -> bool:
         """Whether there is a topic; one that isn't holds a stream without events."""
@@ -125,6 +142,10 @@ class _Place:
     def __init__(self, sequence: int) -> None:
         self.sequence = sequence
         self._epoch = 0
+        self._begun = False
+
+    def begin_again(self) -> None:
+        """What is read next may lie before the place, as at first."""
         self._begun = False
 
     def take(self, stream: KafkaStream, record: Record) -> Event | None:

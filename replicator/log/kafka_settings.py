@@ -31,9 +31,7 @@ def client_options(address: KafkaAddress) -> dict[str, object]:
     """What every client of ours is told."""
     limit_ms = int(address.timeout_s * 1000)
     found: dict[str, object] = {
-        "bootstrap_servers": [
-            f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in address.brokers
-        ],
+        "bootstrap_servers": address.bootstrap,
         "client_id": "replicator",
         "request_timeout_ms": limit_ms,
         "bootstrap_timeout_ms": limit_ms,

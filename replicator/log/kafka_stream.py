@@ -21,6 +21,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -30,10 +32,12 @@ from replicator.events.digests import digest128
 from replicator.events.header import Header, unpack_header
 from replicator.events.state import StreamState, decode_state
 from replicator.log.errors import LostEndError, SegmentError, TrimmedError
-from replicator.log.kafka import Client, Consumer, Record
+from replicator.log.kafka import Client, Consumer
 from replicator.log.kafka_compacted import CompactedTopic
 from replicator.log.kafka_consumers import Consumers
+from replicator.log.kafka_errors import DamagedRecordError
 from replicator.log.kafka_names import stream_topic
+from replicator.log.kafka_records import Record
 
 TAIL_OFFSETS = 2  # the last event and its transaction's marker: what a tail usually takes
 CAREFUL_OFFSETS = 16  # what is looked at before something is built on the tail (K3): 20 MiB at most
@@ -94,6 +98,16 @@ class KafkaStream:
         """The state before the first event."""
         return StreamState.start(self.volume, self.timeline)
 
+    @contextmanager
+    def borrow(self) -> Iterator[Consumer]:
+        """A consumer of the topic; what is damaged on the broker's disk is damage of this volume."""
+        try:
+            with self.consumers.borrow(self.topic) as consumer:
+                yield consumer
+        except DamagedRecordError as error:
+            path = f"{self.place.name}: {self.topic} offset {error.offset}"
+            raise SegmentError(path, self.volume, 0, error.expected, error.found) from error
+
     # -- records -----------------------------------------------------------------------------------------------
 
     def wrong(self, record: Record, expected: str, found: str) -> SegmentError:
@@ -145,7 +159,7 @@ class KafkaStream:
         """The state at the stream's end, from the records in the last `least_offsets`, or more where those are none."""
         if not self.consumers.has_topic(self.topic):
             return self.empty
-        with self.consumers.borrow(self.topic) as consumer:
+        with self.borrow() as consumer:
             begin, end = consumer.bounds()
             last = self.last_before(consumer, begin, end, least_offsets)
             return self._of_nothing(begin) if last is None else self.state(last)
@@ -153,17 +167,30 @@ class KafkaStream:
     def await_visible(self, offset: int) -> None:
         """Until what was committed at `offset` is seen by readers; UnavailableError when it isn't in time."""
         until = time.monotonic() + self.place.client.timeout_s
-        with self.consumers.borrow(self.topic) as consumer:
+        with self.borrow() as consumer:
             while consumer.end() <= offset:
                 if time.monotonic() > until:
                     raise UnavailableError(f"topic {self.topic}: a commit at offset {offset} isn't seen in time")
+                time.sleep(_MARKER_S)
+
+    def await_ended(self) -> None:
+        """Until each transaction that is open in the topic now has ended; UnavailableError when one doesn't in time."""
+        client = self.place.client
+        written, until = client.written_end(self.topic), time.monotonic() + client.timeout_s
+        with self.borrow() as consumer:
+            while (end := consumer.end()) < written:
+                if time.monotonic() > until:
+                    what = f"topic {self.topic}: a transaction is open at offset {end}, and doesn't end"
+                    tool, of = client.tool("transactions"), f"--topic {self.topic} --partition 0"
+                    mend = f"{tool} find-hanging {of}; if it is named: {tool} abort {of} --start-offset {end}"
+                    raise UnavailableError(f"{what}: nobody would see what comes behind it", mend=mend)
                 time.sleep(_MARKER_S)
 
     def start(self) -> StreamState:
         """The state before the first event that is kept (K2)."""
         if not self.consumers.has_topic(self.topic):
             return self.empty
-        with self.consumers.borrow(self.topic) as consumer:
+        with self.borrow() as consumer:
             begin, end = consumer.bounds()
             return self.start_at(consumer, begin, end)
 

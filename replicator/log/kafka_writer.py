@@ -7,13 +7,15 @@ Rolled as a segment is: at TransactionCommitted and TransactionAborted, at the e
 transaction open or that holds a PublisherOpened, at COMMIT_BYTES, and at `sync`.
 
 The first roll after opening or `settle` takes the stream: the tail is compared, and only then is the transactional id
-taken (which aborts what another publisher left open, and fences it), and the tail is compared again. So one that may
-not publish fences nobody; and a commit of ours whose answer was lost has ended before anything is built on the tail.
+taken (which aborts what another publisher left open, and fences it), and the tail is compared again, once every
+transaction in the topic has ended (W5). So one that may not publish fences nobody; and a commit of ours whose answer
+was lost has ended before anything is built on the tail.
 
 Failure table. `n` is the first event that isn't durable.
 
     dies or fails at                       what stands                         who goes on
-    before the id is taken                 events below n                      settle; sent again from n
+    before the id is taken, or when a      events below n                      settle; sent again from n
+    transaction stays open
     sending                                events below n; the rest is open    settle; the next taking aborts the rest
     the commit                             events below n, or all              AppendUnknown: settle and the next taking
                                                                                tell, whatever the broker still does
@@ -24,6 +26,8 @@ Invariants, beside those of every writer (rolling, G1 to G3)
   W2  After anything but Appended the publisher of the client is never used again.
   W3  A transaction lies behind the one before, by its offsets: else the broker lost its end, and nothing is committed.
   W4  A commit's answer comes before its marker is written: what is called durable was waited for until it is seen.
+  W5  Nothing is sent behind a transaction that stays open: readers see nothing behind it, so each try would commit one
+      more copy that nobody sees, until it ends. A broker that lost its end may have such a one, which no timeout ends.
 """
 
 from __future__ import annotations
@@ -34,9 +38,10 @@ from replicator.errors import UnavailableError
 from replicator.events.codec import Event
 from replicator.events.state import StreamState, encode_state
 from replicator.log.interface import AppendOutcome, AppendUnknown
-from replicator.log.kafka import Message, Publisher
+from replicator.log.kafka import Publisher
 from replicator.log.kafka_errors import FencedError
-from replicator.log.kafka_names import STREAM_SETTINGS, entry_key, wrong_settings
+from replicator.log.kafka_names import STREAM_SETTINGS, entry_key, settings_mend, wrong_settings
+from replicator.log.kafka_records import Message
 from replicator.log.kafka_stream import CAREFUL_OFFSETS, KafkaStream
 from replicator.log.rolling import RollingWriter
 from replicator.units import MIB
@@ -114,6 +119,7 @@ class KafkaWriter(RollingWriter):
         publisher = self._make_publisher(stream.topic)
         try:
             publisher.fence()
+            stream.await_ended()
             if stream.tail(CAREFUL_OFFSETS).link != self._durable.link:
                 publisher.abandon()
                 return None
@@ -131,9 +137,7 @@ class KafkaWriter(RollingWriter):
             return
         wrong = wrong_settings(client.topic_settings(topic))
         if wrong:
-            config = ",".join(f"{name}={value}" for name, value in wrong.items())
-            mend = f"kafka-configs.sh --alter --topic {topic} --add-config {config}"
-            raise UnavailableError(f"topic {topic} isn't set to keep events", mend=mend)
+            raise UnavailableError(f"topic {topic} isn't set to keep events", mend=settings_mend(topic, wrong))
 
     def _on_opened(self) -> None:
         """Taking the transactional id has aborted what others left open."""

@@ -14,6 +14,7 @@ import pytest
 from replicator.errors import UnavailableError
 from replicator.events.beacon import Beacon
 from replicator.log.interface import Appended, Registration
+from replicator.log.kafka import Client
 from replicator.log.kafka_address import parse_kafka_url
 from replicator.log.kafka_errors import DeniedError
 from replicator.log.kafka_log import KafkaLog
@@ -107,3 +108,28 @@ def test_a_topic_that_would_lose_events_is_refused(open_as: OpenAs) -> None:
         ):
             writer.append(writer.state.link, Script().create().take())
         assert caught.value.mend and "retention.ms=-1" in caught.value.mend and topic in caught.value.mend
+
+
+@pytest.mark.parametrize("topic", ["catalogue", "receivers"])
+@pytest.mark.parametrize("policy", ["delete", "compact,delete"])
+def test_a_topic_made_by_hand_that_would_lose_keys_is_refused(topic: str, policy: str) -> None:
+    """Its keys would go after a week: the marker, the entries, or the word of receivers that hold back trimming."""
+    judges.require("kafka")
+    url = shared().url(f"by-hand-{policy.replace(',', '-')}-{topic}-{os.getpid()}")
+    address = parse_kafka_url(url)
+    with contextlib.closing(Client(address)) as client:
+        assert client.create_topic(f"{address.prefix}.{topic}", {"cleanup.policy": policy})
+    with pytest.raises(UnavailableError, match="isn't set to keep its keys") as caught:
+        open_kafka(url, True)
+    wanted = f"--topic {address.prefix}.{topic} --add-config cleanup.policy=compact"
+    assert caught.value.mend and caught.value.mend.endswith(wanted)
+
+
+def test_who_may_not_ask_for_settings_opens_a_log(open_as: OpenAs, granted: tuple[Broker, str]) -> None:
+    _, prefix = granted
+    open_as("agent")
+    log, topic = open_as("receiver"), f"{prefix}.catalogue"
+    with pytest.raises(DeniedError):
+        log._client.topic_settings(topic)
+    assert log.registrations(UUID(int=1)) == []
+    assert open_as("keeper")._client.topic_settings(topic)["cleanup.policy"] == "compact", "who trims finds out"

@@ -18,11 +18,12 @@ from replicator.events.chain import ChainChecker, Verdict
 from replicator.events.state import StreamState, encode_state
 from replicator.log.errors import LogGapError, LostEndError
 from replicator.log.interface import AppendConflict, Appended, AppendUnknown
-from replicator.log.kafka import Client, Message, Publisher
+from replicator.log.kafka import Client, Publisher
 from replicator.log.kafka_address import parse_kafka_url
 from replicator.log.kafka_log import KafkaLog
 from replicator.log.kafka_names import stream_topic
 from replicator.log.kafka_opening import open_kafka
+from replicator.log.kafka_records import Message
 from replicator.log.kafka_settings import client_options
 from replicator.log.kafka_stream import KafkaStream
 from replicator.log.kafka_writer import KafkaWriter

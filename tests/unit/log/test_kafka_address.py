@@ -10,14 +10,17 @@ import pytest
 from replicator.errors import UsageError
 from replicator.log.kafka_address import KafkaAddress, Login, Tls, parse_kafka_url, read_secret
 from replicator.log.kafka_names import (
+    COMPACTED_SETTINGS,
     MESSAGE_BYTES_MAX,
     STREAM_SETTINGS,
     beacon_key,
     entry_key,
     settings_for,
+    settings_mend,
     stream_topic,
     timelines_in,
     uuids_under,
+    wrong_compacted_settings,
     wrong_settings,
 )
 
@@ -52,6 +55,13 @@ def test_a_long_url() -> None:
         ("b1:99999/p", "names no broker"),
         ("/p", "names no broker"),
         ("b1,/p", "names no broker"),
+        ("a..b/p", "names no broker"),
+        (".h/p", "names no broker"),
+        ("a" * 64 + "/p", "names no broker"),
+        ("b1,a..b:9092/p", "names no broker"),
+        ("[::1/p", "hosts can't be read"),
+        ("[zz]:9092/p", "hosts can't be read"),
+        ("ho\u2100st/p", "hosts can't be read"),
         ("b1/p?colour=red", "isn't known"),
         ("b1/p?tls=on&tls=off", "stands twice"),
         ("b1/p?tls=perhaps", "isn't on or off"),
@@ -108,10 +118,16 @@ def test_certificates_that_are_none(tmp_path: Path) -> None:
         Tls(cert=file).context()
 
 
+def test_hosts_that_a_resolver_may_be_asked_for() -> None:
+    for host in ("a" * 63, "b1.example.org.", "b_1", "b\u00fccher.example", "10.0.0.7", "[fe80::1]"):
+        assert parse_kafka_url(f"kafka://{host}:9093/p").bootstrap == [f"{host}:9093"]
+
+
 def test_names_of_topics_and_keys() -> None:
     assert stream_topic("backup", VOLUME, 2) == f"backup.{VOLUME}.2"
     topics = [f"backup.{VOLUME}.{text}" for text in ("10", "2", "02", "x", "-1", "")] + ["backup.catalogue", "other"]
-    assert timelines_in(topics, "backup", VOLUME) == [2, 10]
+    topics += [f"backup.{VOLUME}.{number}" for number in ((1 << 32) - 1, 1 << 32, 9_999_999_999)]
+    assert timelines_in(topics, "backup", VOLUME) == [2, 10, (1 << 32) - 1], "none beyond what a stream may have"
     keys = [entry_key(VOLUME), beacon_key(VOLUME), b"volume/../etc", b"volume/\xff"]
     assert uuids_under(keys, "volume/") == [VOLUME]
     assert len(stream_topic("p" * 128, VOLUME, (1 << 32) - 1)) <= 249
@@ -131,3 +147,20 @@ def test_settings_that_would_lose_events_are_found() -> None:
     }
     wanted = {"cleanup.policy": "delete", "retention.ms": "-1", "max.message.bytes": str(MESSAGE_BYTES_MAX)}
     assert wrong_settings(found) == wanted
+
+
+def test_a_stream_that_the_broker_compresses_is_found() -> None:
+    assert STREAM_SETTINGS["compression.type"] == COMPACTED_SETTINGS["compression.type"] == "uncompressed"
+    of_an_earlier_version = {name: value for name, value in STREAM_SETTINGS.items() if name != "compression.type"}
+    assert wrong_settings(of_an_earlier_version) == {}
+    assert wrong_settings({**STREAM_SETTINGS, "compression.type": "producer"}) == {}
+    for codec in ("gzip", "lz4", "snappy", "zstd"):
+        wrong = wrong_settings({**STREAM_SETTINGS, "compression.type": codec})
+        assert wrong == {"compression.type": "uncompressed"}, codec
+    assert settings_mend("t", wrong) == "kafka-configs.sh --alter --topic t --add-config compression.type=uncompressed"
+
+
+def test_compacted_topics_that_would_lose_keys_are_found() -> None:
+    assert wrong_compacted_settings(COMPACTED_SETTINGS) == wrong_compacted_settings({"cleanup.policy": "compact"}) == {}
+    for found in ({}, {"cleanup.policy": "delete"}, {"cleanup.policy": "compact,delete"}):
+        assert wrong_compacted_settings(found) == {"cleanup.policy": "compact"}
