@@ -215,12 +215,16 @@ class GroupPublisher:
         self.members[uuid].say(body, self._group if self._name else None)
 
     def rebase(self, act: Callable[[Context], str]) -> str:
-        """Have the pool's history changed between two rounds; what was done."""
+        """Have the pool's history changed between two rounds; what was done.
+
+        Fails it in the middle, the log may have it all the same: what was known of the streams counts no longer.
+        """
         self.look_again()
-        done = act(self._context)
-        self.members = {uuid: VolumePublisher(self._context, uuid) for uuid in self.members}
-        self._settled = set()
-        return done
+        try:
+            return act(self._context)
+        finally:
+            self.members = {uuid: VolumePublisher(self._context, uuid) for uuid in self.members}
+            self._settled = set()
 
     def join(self, members: Sequence[UUID]) -> None:
         """Cut these with the others from now on (G6)."""

@@ -97,8 +97,8 @@ class LostEndError(RefusedError):
 class Facts:
     """What is known of one volume, in the pool and in the log.
 
-    `epoch`: ours, None before we took one; `claimed`: the last one that is ours, or may be. `given_up`: T began under
-    our epoch, and isn't R. `committed_transaction`: the UUID of the log's last committed transaction, where it matters.
+    `epoch`: ours, None before we took one; `claimed`: the last one that is ours, or may be. `given_up`: we aborted T,
+    or tried to. `committed_transaction`: the UUID of the log's last committed transaction, where it matters.
     `equal_to_tail`: a snapshot that equals it. `void`: why the prepared transaction can't be sent. `parent`: what a
     rebase forked this timeline from, where it did. `taker`: the host that fenced us, where known. `disputed`: an
     append's answer was lost, and nothing that we appended since is known to stand.
@@ -273,7 +273,7 @@ def _go_back(facts: Facts) -> Outcome:
 def _go_on(facts: Facts) -> Outcome:
     """q = p."""
     prepared, opened = facts.prepared, facts.tail.open
-    if opened is not None and facts.given_up:
+    if opened is not None and facts.given_up and not facts.is_ours_open:
         return Abort(opened, LOST_END)
     if prepared is None:
         return Ready()

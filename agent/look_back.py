@@ -1,4 +1,4 @@
-"""What a stream's last committed transaction was, and whether an event still stands in it, read back.
+"""What a stream's last committed transaction was, read back from its end.
 
 A topic may hold events beside the chain, which a publisher wrote after it was fenced and the broker let through
 (log/interface: readers judge). None of them is taken for the chain's:
@@ -17,7 +17,6 @@ from agent.append import log_errors
 from replicator.events.bodies import TransactionBegan
 from replicator.events.codec import Event
 from replicator.events.state import StreamState
-from replicator.events.values import Link
 from replicator.log.errors import TrimmedError
 from replicator.log.interface import Log, StreamReader
 
@@ -33,16 +32,6 @@ def last_began(log: Log, tail: StreamState) -> TransactionBegan | None:
         began = None if before is None else _event_at(reader, before.header.began, before.header.epoch)
         return began.body if began is not None and isinstance(began.body, TransactionBegan) else None
     return None
-
-
-def stands(log: Log, tail: StreamState, link: Link) -> bool:
-    """Whether the chain that ends with `tail` has that event; TrimmedError if it may have had."""
-    for event in log.reader(tail.volume, tail.timeline).read(link.sequence):
-        if event.digest == link.digest:
-            return True
-        if event.header.sequence > link.sequence and event.header.epoch >= tail.epoch:  # B2
-            return False
-    return False
 
 
 def _event_before(reader: StreamReader, sequence: int, digest: bytes) -> Event | None:

@@ -31,6 +31,7 @@ What one transaction is made of is transmit's affair; deletion, labels and attes
 
 from __future__ import annotations
 
+from collections import deque
 from contextlib import closing, suppress
 from uuid import UUID
 
@@ -55,7 +56,7 @@ from agent.decide import (
     decide,
 )
 from agent.farewell import Gone
-from agent.look_back import last_began, stands
+from agent.look_back import last_began
 from agent.rows import dropped, finished, rewound, switched
 from agent.standing import Devices, dev_ids_of, equal_to, parent_of
 from agent.transmit import GroupOf, Transmission
@@ -74,11 +75,13 @@ from replicator.events.bodies import (
 from replicator.events.chain import seal
 from replicator.events.state import Life, StreamState
 from replicator.events.values import Link, StateName
-from replicator.log.errors import TrimmedError
 from replicator.pool.catalogue_schema import Prepared, Role, Volume
 
 STEPS_MAX = 64
 """Outcomes in a row before Ready: a recovery takes about six; beyond it two publishers are at each other."""
+
+REMEMBERED_MAX = 256
+"""Claims without an answer, and transactions that were given up: what a log that comes and goes for days may bring."""
 
 REASON_BYTES_MAX = 1000  # of an abort's reason, as events/values bounds it
 
@@ -97,7 +100,7 @@ class VolumePublisher:
         self._context = context
         self._appender: Appender | None = None
         self._epoch: int | None = None
-        self._opened: Link | None = None  # our last PublisherOpened
+        self._given_up: deque[UUID] = deque(maxlen=REMEMBERED_MAX)  # the transactions that we aborted
         self._taken = 0  # the last epoch that is ours for sure
         self._unheard: dict[Link, int] = {}  # the epochs since then whose claims weren't answered, by their events
         self._successor: int | None = None
@@ -237,7 +240,7 @@ class VolumePublisher:
             void=self._transmission.void_reason(prepared),
             epoch=self._epoch,
             claimed=self._claimed(tail),
-            given_up=self._gave_up(tail, prepared),
+            given_up=tail.open is not None and tail.open.transaction in self._given_up,
             taker=self._taker(tail),
             successor=self._successor,
             committed_transaction=self._transaction_of(tail, prepared),
@@ -249,17 +252,6 @@ class VolumePublisher:
     def _claimed(self, tail: StreamState) -> int:
         """The last epoch that is ours, or may be (P4)."""
         return max(self._taken, *(epoch for link, epoch in self._unheard.items() if _may_stand(link, epoch, tail)), 0)
-
-    def _gave_up(self, tail: StreamState, prepared: Prepared | None) -> bool:
-        """Whether the open transaction isn't the prepared one, and began behind our PublisherOpened, which stands."""
-        opened, ours = tail.open, self._opened
-        if opened is None or ours is None or self._epoch != tail.epoch or opened.began <= ours.sequence:
-            return False
-        if prepared is not None and prepared.transaction_uuid == opened.transaction:
-            return False
-        with log_errors(), suppress(TrimmedError):
-            return stands(self._context.log, tail, ours)
-        return False
 
     def _taker(self, tail: StreamState) -> str:
         """The host that took a later epoch than ours, for the message alone: what hinders reading it doesn't count."""
@@ -298,6 +290,7 @@ class VolumePublisher:
             self._transmission.send(self._end, outcome.prepared, outcome.opened, group)
         elif isinstance(outcome, Abort):
             reason = outcome.reason.encode()[:REASON_BYTES_MAX].decode(errors="ignore")
+            self._given_up.append(outcome.opened.transaction)
             self._end.add(TransactionAborted(outcome.opened.number, outcome.opened.transaction, reason))
             self._end.flush()
         elif isinstance(outcome, Finish):
@@ -352,6 +345,8 @@ class VolumePublisher:
         body = PublisherOpened(epoch, self._context.host, settings, self._context.clock.now_ns())
         opened = seal(self._end.state, body)[1].link
         self._unheard[opened] = epoch
+        while len(self._unheard) > REMEMBERED_MAX:
+            del self._unheard[next(iter(self._unheard))]
         try:
             self._end.add(body)
             self._end.flush()
@@ -359,7 +354,7 @@ class VolumePublisher:
             if not isinstance(error, AnswerLostError):
                 del self._unheard[opened]  # P4: another event has its place
             raise
-        self._opened, self._taken, self._unheard = opened, epoch, {}
+        self._taken, self._unheard = epoch, {}
         self._epoch, self._disputed = epoch, False
         self._end.settle()
 
@@ -382,7 +377,7 @@ class VolumePublisher:
 
 
 def _may_stand(link: Link, epoch: int, tail: StreamState) -> bool:
-    """Whether that PublisherOpened may be in the log, or come to be: who came behind it took a later epoch."""
+    """Whether that PublisherOpened may be in the log, or come to be: epochs go up, before it and behind it."""
     if tail.sequence == link.sequence:
         return tail.digest == link.digest
-    return tail.sequence < link.sequence or tail.epoch > epoch
+    return tail.epoch > epoch if tail.sequence > link.sequence else tail.epoch != epoch

@@ -19,6 +19,7 @@ from uuid import UUID
 import pytest
 
 from agent.append import LogAwayError
+from agent.context import Context
 from agent.cut import GroupPublisher
 from agent.decide import FencedError, LostEndError, PoolOlderError, TimelineOverError
 from agent.rebase import rebase_from_log, rebase_to_new_timeline
@@ -204,6 +205,19 @@ def test_a_stale_copy_appends_nothing_fences_nobody_and_is_mended(hosts: Hosts, 
     alpha.step()
     assert isinstance(alpha.worker.over, FencedError) and "on beta" in alpha.worker.over.message
     assert receiver.follow() == stale.host.content()
+
+
+def test_a_rebase_that_fails_behind_its_epoch_is_no_other_publisher(hosts: Hosts) -> None:
+    alpha = hosts.alpha
+
+    def fail(of: Context) -> str:
+        rebase_from_log(of, VOLUME)
+        raise UnavailableError("the pool's owner went away")
+
+    said = alpha.worker.ask(lambda publisher: publisher.rebase(fail))
+    alpha.worker.step()
+    assert isinstance(said.error, UnavailableError) and openings(alpha.log) == ["alpha", "alpha"]
+    assert alpha.publish() > 1
 
 
 def test_a_group_of_which_one_member_is_stale_fences_no_other_member(hosts: Hosts) -> None:

@@ -107,7 +107,13 @@ ROWS: list[tuple[str, Facts, type[Outcome] | type[RefusedError]]] = [
     ("an unknown open one", facts(OPEN_2, 1), PoolOlderError),
     ("one that we gave up, its abort is lost", facts(OPEN_2, 1, given_up=True), Abort),
     ("the same, and the next is cut", facts(state(1, opened=THEIRS), 1, prepared(2), given_up=True), Abort),
-    ("the same, and our epoch is lost, too", facts(OPEN_2, 1, epoch=5, given_up=False), PoolOlderError),
+    ("the same, and our epoch is lost, too", facts(OPEN_2, 1, epoch=5, given_up=True), OpenStream),
+    (
+        "the same, and somebody took the stream",
+        facts(state(1, opened=OURS, epoch=7), 1, epoch=6, given_up=True),
+        FencedError,
+    ),
+    ("one that we gave up, and sent again", facts(OPEN_2, 1, prepared(2), given_up=True), Resume),
     ("another open one", facts(state(1, opened=THEIRS), 1, prepared(2)), PoolOlderError),
     ("two histories", facts(state(1, history=1), 1), PoolOlderError),
     ("the log lost its end", facts(state(1), 2), Rewind),
@@ -159,8 +165,7 @@ def all_facts() -> Iterator[Facts]:
         for published, number, epoch in itertools.product(range(3), (None, 1, 2, 3), (None, 1, 2)):
             waiting = prepared(number) if number else None
             for base, target, same, void in itertools.product(flags, flags, flags, (None, "bad")):
-                forgotten = opened is not None and epoch == tail.epoch and (opened is THEIRS or waiting is None)
-                lost_aborts = flags if forgotten else (False,)
+                lost_aborts = flags if opened is not None else (False,)
                 for ours, equal, given_up in itertools.product((None, OURS, THEIRS), (None, 20), lost_aborts):
                     yield facts(
                         tail,
