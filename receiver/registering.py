@@ -16,11 +16,11 @@ Invariants
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from uuid import UUID
 
 from replicator.errors import ConflictError, FormatError, NotFoundError, ReplicatorError
+from replicator.history.names import is_uuid
 from replicator.history.resolve import NamedVolume, resolve_volume
 from replicator.log.interface import Log, Registration
 from replicator.pool.catalogue_schema import Position
@@ -92,10 +92,9 @@ def forget_receiver(log: Log, volume: str, receiver: str) -> Forgotten:
     try:
         known = log.registrations(found.uuid)
     except FormatError:
-        uuid = _uuid(receiver)
-        if uuid is None or not log.forget(found.uuid, uuid):
+        if not is_uuid(receiver) or not log.forget(found.uuid, UUID(receiver)):
             raise
-        return Forgotten(uuid)
+        return Forgotten(UUID(receiver))
     named = [each for each in known if receiver in (each.name, str(each.receiver))]
     if len(named) > 1:
         listed = "; ".join(str(each.receiver) for each in named)
@@ -107,9 +106,3 @@ def forget_receiver(log: Log, volume: str, receiver: str) -> Forgotten:
         raise NotFoundError(f"no receiver {receiver!r} is registered for {found.name}; there are: {names}")
     log.forget(found.uuid, named[0].receiver)
     return Forgotten(named[0].receiver, named[0])
-
-
-def _uuid(text: str) -> UUID | None:
-    with suppress(ValueError):
-        return UUID(text)
-    return None

@@ -43,10 +43,8 @@ def s3_settings(place: ObjectPlace, environment: Mapping[str, str], home: Path |
         files = KeyFiles.of(place, environment, home)
         region = region or files.region()
         if files.found() is not None:
-            settings = {
-                "credential_provider": files.current,
-                "skip_signature": False,
-            }  # else AWS_SKIP_SIGNATURE would hold
+            # said, since AWS_SKIP_SIGNATURE would hold else
+            settings = {"credential_provider": files.current, "skip_signature": False}
     return {**settings, "region": region} if region else settings
 
 

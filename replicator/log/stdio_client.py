@@ -32,7 +32,7 @@ from replicator.errors import FormatError, NotFoundError, ReplicatorError, Unava
 from replicator.log import names
 from replicator.log.errors import PutUnknownError
 from replicator.log.stdio_connection import Connection, FellError
-from replicator.log.stdio_protocol import DATA_BYTES, LISTING_BYTES_MAX, NUMBERS, Kind, encode_body
+from replicator.log.stdio_protocol import DATA_BYTES, LISTING_BYTES_MAX, NOT_MOUNTED, NUMBERS, Kind, encode_body
 
 _TRIES = 2  # of a request that may be repeated, each on a connection of its own
 Value = TypeVar("Value")
@@ -82,7 +82,7 @@ class RemoteStore:
         return connection
 
     def _gone(self, found: str) -> UnavailableError:
-        return UnavailableError(f"the log isn't there any more: {found}", mend="is its disk mounted on the far host?")
+        return UnavailableError(f"the log isn't there any more: {found}", mend=NOT_MOUNTED)
 
     def close(self) -> None:
         """End the connection."""

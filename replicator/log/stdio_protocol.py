@@ -70,6 +70,8 @@ PROTOCOL = 1
 DATA_BYTES = MIB
 BODY_BYTES_MAX = DATA_BYTES + 4 * KIB  # a write's data and its sink; a small object has 64 KiB
 TEXT_MAX = 2000  # characters of a message that crosses
+NOT_MOUNTED = "is its disk mounted on the far host?"
+"""The mend where a log's marker isn't found, at both ends."""
 LISTING_BYTES_MAX = 64 * MIB  # of all names in one folder: two million of them
 _HEAD = struct.Struct("<4sBBHII")
 _CRC = struct.Struct("<I")

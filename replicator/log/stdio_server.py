@@ -39,6 +39,7 @@ from replicator.log.rights import Rights
 from replicator.log.segment import SEGMENT_BYTES_MAX
 from replicator.log.stdio_protocol import (
     DATA_BYTES,
+    NOT_MOUNTED,
     PROTOCOL,
     Kind,
     decode_body,
@@ -318,9 +319,7 @@ class StoreServer:
     def _require_log(self, name: str) -> None:
         """V5, where `name` is to be written, or wasn't found."""
         if name != names.MARKER and self._store.size(names.MARKER) is None:
-            raise UnavailableError(
-                f"the log isn't there: {self._root} has no {names.MARKER}", mend="is its disk mounted on the far host?"
-            )
+            raise UnavailableError(f"the log isn't there: {self._root} has no {names.MARKER}", mend=NOT_MOUNTED)
 
 
 Answers = Iterator[tuple[Kind, list[Buffer]]]

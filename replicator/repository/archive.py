@@ -11,9 +11,10 @@ nothing is trimmed there which it hasn't got (archive_registration), under a UUI
     the source trimmed between  TrimmedError
 
     dies …                          in the target                       next run
+    before it is registered         nothing of the volume               registers, then copies
     before an append                what was there                      goes on behind it
     within one                      a prefix of it (log/interface, L1)  reads the target's tail, goes on behind it
-    before the registration         the events                          more is kept at the source than is needed
+    before it is registered anew    the events                          more is kept at the source than is needed
 
 Invariants
   C1  An event is appended only if the chain accepts it behind the target's tail; so what the source let through beside

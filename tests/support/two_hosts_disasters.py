@@ -2,6 +2,7 @@
 
 disaster            what happens                                        agents may meet        followers may meet
 log-loses-end       acknowledged events are gone                        LostEnd, Voided        a gap, another history
+  of an abort       the same, and the agent is another one since        PoolOlderError         -
 log-damaged         flipped, torn or missing, until the end             SegmentError           SegmentError, LogGapError
 stale-copy, rivals  a copy of the source's pool starts an agent         PoolOlder, Fenced      -
 source-rolled-back  the source's pool becomes an older copy             PoolOlderError         -
