@@ -16,8 +16,9 @@ Invariants
   W2  `since` of a failure is when it began, however often it was met again.
   W3  Events that were applied, and those of an earlier epoch, are skipped and counted.
   W4  `alive_s` moves on with each event, look and try: who is stuck in a call shows (the daemon's watchdog).
-  W5  The log's end is compared with what is applied: shorter is a lost end, the same length with another digest is
-      another history; but a log that isn't there at all is away (receiver/log_access), not short.
+  W5  The log's end is compared with what is applied (log/one_history): shorter is a lost end; an earlier epoch's that
+      grew past us, or a gap behind another event in our last one's place, is another history. But a log that isn't
+      there at all is away (receiver/log_access), not short.
   W6  A beacon counts as soon as all transactions are applied: events between them, such as a publisher's opening, which
       each pass reads anew, don't hold up *complete to*.
 """
@@ -49,10 +50,11 @@ from replicator.events.bodies import TimelineStarted, TransactionBegan, VolumeAt
 from replicator.events.chain import ChainChecker, Verdict
 from replicator.events.codec import Event
 from replicator.events.state import Life, StreamState
-from replicator.events.stream_errors import OtherHistoryError, StreamConflictError
+from replicator.events.stream_errors import GapError, StreamConflictError
 from replicator.history.protection import Failure
 from replicator.log.errors import LostEndError, TrimmedError
 from replicator.log.interface import Log, StreamReader, Waiter
+from replicator.log.one_history import require_last_event, require_one_history
 from replicator.log.parts import IndexedReader
 
 IDLE_S = 2.0
@@ -175,7 +177,12 @@ class Follower:
 
     def _take(self, access: Access, applier: Applier, checker: ChainChecker, event: Event) -> None:
         self._beat()
-        if checker.accept(event) is not Verdict.APPLY:
+        try:
+            verdict = checker.accept(event)
+        except GapError:
+            require_last_event(self._world.log.reader(self.volume, checker.state.timeline), checker.state)
+            raise
+        if verdict is not Verdict.APPLY:
             return
         before = applier.position
         applier.apply(event, checker.state)
@@ -212,7 +219,7 @@ class Follower:
         self._beat()
         applier.refresh()
         tail, state = reader.tail(), applier.state
-        _require_ours(tail, state)
+        require_one_history(reader, tail, state)
         number, newest_ns = self._tell_applied(applier)
         ahead = max(0, (tail.committed.number if tail.committed else 0) - number)
         if self.progress.failure is None:
@@ -313,15 +320,3 @@ def _facts_behind(reader: StreamReader, sequence: int) -> Iterator[Event]:
         return
     for part in reader.parts(sequence + 1):
         yield from (event for event in part.facts if event.header.sequence > sequence)
-
-
-def _require_ours(tail: StreamState, state: StreamState) -> None:
-    """W5."""
-    if tail.timeline != state.timeline or not state.sequence:
-        return
-    if tail.sequence < state.sequence:
-        raise LostEndError(state.volume, state.timeline, state.sequence + 1, tail.sequence)
-    if tail.sequence == state.sequence and tail.digest != state.digest:
-        raise OtherHistoryError(
-            state, f"the log's event {tail.sequence} is {tail.digest.hex()}, the one applied here {state.digest.hex()}"
-        )

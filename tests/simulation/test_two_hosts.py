@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.two_hosts import run_plan
-from tests.support.two_hosts_disasters import DISASTERS, SHARPER
+from tests.support.two_hosts_disasters import DISASTERS, SHARPER, WHOLE
 from tests.support.two_hosts_plan import Plan, Report
 from tests.support.two_hosts_seeds import run_seeds
 
@@ -22,7 +22,7 @@ SOAK_ITEMS = 1000
 SHARPER_EVERY = 4  # they cost twice as much, and the others meet them by chance
 DISASTER_SEEDS = 30
 LEAST_SEEDS = 2000
-FIRST_SEEDS = {name: 10_000_000 + 1000 * number for number, name in enumerate([*SHARPER, *DISASTERS, "none"])}
+FIRST_SEEDS = {name: 10_000_000 + 1000 * number for number, name in enumerate([*SHARPER, *DISASTERS, "none", *WHOLE])}
 """Of each disaster by itself."""
 
 FOUND: dict[int, tuple[str, ...]] = {

@@ -16,29 +16,37 @@ from replicator.log.interface import Log, StreamReader, Waiter
 from replicator.log.object_log import ObjectLog
 
 
-def hostile(log: ObjectLog, between: Mapping[int, Sequence[Event]], volume: UUID | None = None) -> Log:
-    """`log` with `between`, for one volume or for all."""
-    return cast("Log", _HostileLog(log, between, volume))
+def hostile(
+    log: ObjectLog,
+    between: Mapping[int, Sequence[Event]],
+    volume: UUID | None = None,
+    *,
+    tail: StreamState | None = None,
+) -> Log:
+    """`log` with `between`, for one volume or for all; `tail`: what its readers take for the stream's end."""
+    return cast("Log", _HostileLog(log, between, volume, tail))
 
 
 class _HostileLog:
-    def __init__(self, log: ObjectLog, between: Mapping[int, Sequence[Event]], volume: UUID | None) -> None:
-        self._log, self._between, self._volume = log, between, volume
+    def __init__(
+        self, log: ObjectLog, between: Mapping[int, Sequence[Event]], volume: UUID | None, tail: StreamState | None
+    ) -> None:
+        self._log, self._between, self._volume, self._tail = log, between, volume, tail
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._log, name)
 
     def reader(self, volume: UUID, timeline: int) -> StreamReader:
         real = self._log.reader(volume, timeline)
-        return _HostileReader(real, self._between if self._volume in (None, volume) else {})
+        return _HostileReader(real, self._between if self._volume in (None, volume) else {}, self._tail)
 
 
 class _HostileReader:
-    def __init__(self, reader: StreamReader, between: Mapping[int, Sequence[Event]]) -> None:
-        self._reader, self._between = reader, between
+    def __init__(self, reader: StreamReader, between: Mapping[int, Sequence[Event]], tail: StreamState | None) -> None:
+        self._reader, self._between, self._tail = reader, between, tail
 
     def tail(self) -> StreamState:
-        return self._reader.tail()
+        return self._tail or self._reader.tail()
 
     def start(self) -> StreamState:
         return self._reader.start()

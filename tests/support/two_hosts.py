@@ -178,6 +178,7 @@ class TwoHosts:
         if agent.worker.over is not None and not calm:
             return None
         licensed = set() if calm else self._agent_faults(source, agent)
+        licensed |= self._strange(agent)
         labels = ("kept",) if not calm and self.chance.random() < 0.1 else ()
         error = None
         try:
@@ -188,8 +189,13 @@ class TwoHosts:
         source.pool.disarm()
         source.pool.reading.at = 0
         if error is not None:
-            self._judge("agent", error, licensed)
+            self._judge("agent", error, licensed | self._strange(agent))
         return error
+
+    def _strange(self, agent: Agent) -> set[str]:
+        """Where the log lost an abort: who gave the transaction up knows that, others take it for another pool's."""
+        opened = [self.truth.stream(volume).open_transaction() for volume in agent.volumes]
+        return {"PoolOlderError"} if any(self.truth.is_strange(agent.name, each) for each in opened) else set()
 
     def _agent_faults(self, source: SourceHost, agent: Agent) -> set[str]:
         licensed: set[str] = set()
@@ -277,8 +283,7 @@ class TwoHosts:
         self.report.refusals[f"{who} {name}"] += 1
         if error.mend is None and name not in AWAY:
             self.report.unmended[f"{who} {name}"] += 1
-        forgotten = {"PoolOlderError"} if self.truth.forgot_abort else set()
-        if name not in licensed | self.licensed[who] | forgotten:
+        if name not in licensed | self.licensed[who]:
             raise Violation(f"{who} met {name}, which nothing explains: {error.message}") from error
 
     # -- the end -----------------------------------------------------------------------------------------------

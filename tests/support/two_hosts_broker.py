@@ -6,7 +6,7 @@
 
 What can befall it: a fetch that doubles, drops, swaps, damages or withholds records; a broker that lets a zombie's
 transaction through (`leaks`); a crash that takes the last records, which nobody had flushed, though they were
-acknowledged (`crash`).
+acknowledged (`crash`); disks that are put back from a copy (`copied`).
 
 A leak lets records of an earlier epoch pass only: what it takes to fence one of the same epoch is the producer's alone.
 Of a topic with such records nothing is dropped or swapped: a reader that doesn't get the event that fences them takes
@@ -15,6 +15,7 @@ them for what they say they are, and nobody could tell it otherwise. That is two
 
 from __future__ import annotations
 
+import copy
 import enum
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -128,6 +129,19 @@ class Broker:
         """The last records are gone, though they were acknowledged."""
         self.init_producer(stream[0])  # sequence numbers don't fit any more: whoever produced has to begin again
         self.topics[stream].cut_off(lost)
+
+    def copied(self) -> Callable[[], None]:
+        """All that lies on its disks, for who calls what is returned; a broker put back knows no producer."""
+        names = ("topics", "entries", "beacons", "claims", "registrations", "leaked")
+        left = copy.deepcopy({name: getattr(self, name) for name in names})
+
+        def put_back() -> None:
+            for name, value in copy.deepcopy(left).items():
+                setattr(self, name, value)
+            for volume in self._producers:
+                self.init_producer(volume)
+
+        return put_back
 
     def possible_faults(self, stream: Stream) -> list[FetchFault]:
         """What a fetch of the stream may suffer: where records of an earlier epoch stand, none that hides an event."""

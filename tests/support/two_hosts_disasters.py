@@ -2,10 +2,11 @@
 
 disaster            what happens                                        agents may meet        followers may meet
 log-loses-end       acknowledged events are gone                        LostEnd, Voided        a gap, another history
-  of an abort       the same, and the agent is another one since        PoolOlderError         -
+  of an abort       the same, and the agent isn't who made it           PoolOlderError         -
 log-damaged         flipped, torn or missing, until the end             SegmentError           SegmentError, LogGapError
 stale-copy, rivals  a copy of the source's pool starts an agent         PoolOlder, Fenced      -
 source-rolled-back  the source's pool becomes an older copy             PoolOlderError         -
+both-put-back       the source's pool and the log do, of one instant    -                      a gap, another history
 replica-rolled-back a replica's pool becomes an older copy              -                      TrimmedError
 zombie              a second agent on one pool; the first goes on       FencedError            -
 trimmed-ahead       the log is trimmed beyond a replica                 -                      TrimmedError
@@ -16,6 +17,7 @@ replica-rots        a bit of a replica's data turns over                -       
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -24,6 +26,7 @@ from replicator.units import CHUNK_BYTES, PAGE_BYTES, PAGES_PER_CHUNK
 from tests.support.two_hosts_pool import HostPool, Image
 from tests.support.two_hosts_replica import ReplicaHost
 from tests.support.two_hosts_source import SourceHost
+from tests.support.two_hosts_truth import Stream, StreamKey
 
 if TYPE_CHECKING:
     from tests.support.two_hosts import TwoHosts
@@ -51,6 +54,9 @@ SHARPER = ("rivals", "zombies-let-through", "segments-unseen")
 """Where a seed would seldom meet what is to be shown: two publishers whose calls alternate from early on, a
 broker that fences nobody, and readers that see segments late or out of their order in most turns."""
 
+WHOLE = ("both-put-back",)
+"""What is no accident but a restore: the machine that held the source's pool and the log is set back."""
+
 KINDS = {
     "readers-misled": "broker",
     "zombies-let-through": "broker",
@@ -73,7 +79,11 @@ class Disasters:
             self._strikes["stale-copy"] = self._begins["stale-copy"]  # a copy of what is there now: as good as it
         if "rivals" in self._begins:
             self._begins["rivals"] = self._strikes["rivals"] = 1  # there is a past to share by then, mostly
+        if "both-put-back" in self._begins:
+            self._begins["both-put-back"] = at = self._chance.randrange(1, 3)
+            self._strikes["both-put-back"] = at + self._chance.randrange(2, 5)
         self._images: dict[str, tuple[str, Image]] = {}
+        self._copies: tuple[Callable[[], None], dict[StreamKey, Stream]] | None = None
         if "source-full" in self._begins:
             world.licensed["agent"] |= {"NoSpaceError"}
         if "replica-full" in self._begins:
@@ -82,12 +92,25 @@ class Disasters:
     def at_step(self, step: int) -> None:
         """What begins or strikes now."""
         for name, at in self._begins.items():
-            if at == step and name in ("stale-copy", "rivals", "source-rolled-back"):
+            if at == step and name in ("stale-copy", "rivals", "source-rolled-back", "both-put-back"):
                 self._images[name] = "alpha", self._world.sources[0].pool.image()
+                self._world.truth.inherited |= set(self._world.truth.cuts)
             elif at == step and name == "replica-rolled-back":
                 self._images[name] = "replica-0", self._world.replicas[0].pool.image()
+        self._keep_both(step)
         for name in [name for name, at in self._strikes.items() if at == step]:
             self._strike(name)
+
+    def _keep_both(self, step: int) -> None:
+        """The log beside the image of the source's pool; from then on agents come and go, and take epochs."""
+        world, at = self._world, self._begins.get("both-put-back")
+        if at == step:
+            standing = {key: stream.copy() for key, stream in world.truth.streams.items()}
+            self._copies = world.log.copied(), standing
+        if at is not None and at < step <= self._strikes["both-put-back"]:
+            for each in world.sources[0].agents:
+                each.worker.close()
+            world.sources[0].agents.clear()
 
     def _strike(self, name: str) -> None:
         act = {
@@ -97,6 +120,7 @@ class Disasters:
             "rivals": lambda: self._copy("rivals"),
             "zombie": self._double,
             "source-rolled-back": self._roll_source_back,
+            "both-put-back": self._put_both_back,
             "replica-rolled-back": self._roll_replica_back,
             "trimmed-ahead": lambda: self.trim(self._chance.choice(self._world.plan.volumes), ahead=True),
             "replica-rots": self._rot,
@@ -141,6 +165,14 @@ class Disasters:
     def _roll_source_back(self) -> None:
         self._world.sources[0].rolled_back(self._images["source-rolled-back"][1])
         self._explain("agent", "PoolOlderError")
+
+    def _put_both_back(self) -> None:
+        world, (put_back, standing) = self._world, self._copies or ((lambda: None), {})
+        world.setting.late.clear()
+        world.sources[0].rolled_back(self._images["both-put-back"][1])
+        put_back()
+        world.truth.put_back(standing)
+        self._explain("follower", "LostEndError", "LogGapError", "GapError", "OtherHistoryError", "ForkError")
 
     def _roll_replica_back(self) -> None:
         replica: ReplicaHost = self._world.replicas[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Protocol
 from uuid import UUID
 
@@ -36,6 +37,9 @@ class LogModel(Protocol):
 
     def lose_end(self, volume: UUID) -> int:
         """The last events are gone; how many."""
+
+    def copied(self) -> Callable[[], None]:
+        """A copy of all that the log has now, its beacons too, is made; what puts that in its place."""
 
     def mend(self) -> None:
         """What was damaged is put back."""
@@ -113,6 +117,10 @@ class ObjectModel:
             self.shared.lose(name)
         return self._truth.loses((volume, 1), int(gone[0].rpartition("/")[2])) if gone else 0
 
+    def copied(self) -> Callable[[], None]:
+        """The objects."""
+        return self.shared.copied()
+
     def mend(self) -> None:
         """From another copy."""
         self.shared.mend()
@@ -163,6 +171,10 @@ class BrokerModel:
         before = topic.end.sequence
         self.broker.crash((volume, 1), self._chance.randrange(1, min(len(topic.records), 12) + 1))
         return self._truth.loses((volume, 1), topic.end.sequence + 1) if topic.end.sequence < before else 0
+
+    def copied(self) -> Callable[[], None]:
+        """The broker's disks."""
+        return self.broker.copied()
 
     def mend(self) -> None:
         """Nothing is broken for good."""

@@ -5,6 +5,7 @@ What can befall it:
     flip, tear    an object's bytes are others until somebody puts the right ones back (`mend`)
     miss          an object in the middle is not there, until it is put back
     lose          the last objects of a stream are gone for good, though their writer was told that they stand
+    put back      all objects are those of a copy
     hide          one client doesn't see the newest objects yet, or not in their order
 """
 
@@ -58,6 +59,15 @@ class SharedObjects(MemoryStore):
         """All that was damaged is put back."""
         self.objects.update(self._good)
         self._good = {}
+
+    def copied(self) -> Callable[[], None]:
+        """All objects as they stand, for who calls what is returned."""
+        objects, good = dict(self.objects), dict(self._good)
+
+        def put_back() -> None:
+            self.objects, self._good = dict(objects), dict(good)
+
+        return put_back
 
     @property
     def damaged(self) -> set[str]:

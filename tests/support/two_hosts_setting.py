@@ -66,5 +66,5 @@ class Setting:
         for call in list(self.late):
             if self.chance.random() < likelihood:
                 self.late.remove(call)
-                with suppress(ReplicatorError):
+                with suppress(ReplicatorError), self.truth.acts(""):
                     call()

@@ -32,8 +32,9 @@ from tests.support.two_hosts_truth import Violation
 
 @dataclass(slots=True)
 class Agent:
-    """An agent's process."""
+    """An agent's process; `name` is the host of its epochs."""
 
+    name: str
     worker: GroupWorker
     line: Line
     volumes: tuple[UUID, ...]
@@ -198,7 +199,6 @@ class SourceHost:
     def _start_agent(self, members: tuple[UUID, ...]) -> None:
         real = self.pool.real
         self._started += 1
-        self.truth.agent_starts()
         setting = self._setting
         line = Line(lambda: self.pool.is_dead or self.pool.real is not real, setting.late, self._meanwhile)
         log = setting.connect(line)
@@ -211,12 +211,12 @@ class SourceHost:
             origin=_no_origin,
             clock=setting.clock,
             new_uuid=setting.new_uuid,
-            host=f"{self.name}-{self._started}",
+            host=(name := f"{self.name}-{self._started}"),
             bucket=TokenBucket(None, setting.clock.monotonic),
             threads=1,
         )
         worker = GroupWorker(context, Plan(members, self.group), chance=setting.chance.random)
-        self.agents.append(Agent(worker, line, members))
+        self.agents.append(Agent(name, worker, line, members))
 
     def _meanwhile(self) -> None:
         """Before an agent's call: another's may overtake it."""
@@ -228,7 +228,8 @@ class SourceHost:
         """One cut, published; what it met. DeadError: somebody died."""
         ticket = agent.worker.request(labels)
         if ticket.error is None:
-            agent.worker.step()
+            with self.truth.acts(agent.name):
+                agent.worker.step()
             self.truth.counts["rounds"] += 1
         assert ticket.done.is_set(), "W2: a request without an answer"
         self.check()

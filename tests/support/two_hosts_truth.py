@@ -11,7 +11,8 @@ Invariants that are checked on the way (a Violation names the broken one)
   T2  A replica goes from a transaction to the one that stands on it: none is left out, none comes twice.
   T3  What a pool calls published is, or was, in the log.
   T4  No transaction begins twice in a log that lost nothing, and none is aborted without a cause.
-  T5  Epochs go up, and a publisher that was fenced doesn't come back.
+  T5  Epochs go up, a publisher that was fenced doesn't come back, and in an epoch its host alone begins transactions:
+      of its own cuts, or of those that its pool's image held.
   T6  A beacon claims an instant at which the volume was what the beacon names.
   T7  A digest names one transaction for ever. A log that lost its end may get the same transaction again: with its
       digest comes the same number, base, instant and content.
@@ -20,6 +21,8 @@ Invariants that are checked on the way (a Violation names the broken one)
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -60,6 +63,11 @@ class Stream:
     events: list[Event] = field(default_factory=list)
     epoch: int = 0
     trimmed: int = 0
+    owners: dict[int, str] = field(default_factory=dict)
+
+    def copy(self) -> Stream:
+        """As it stands now."""
+        return Stream(list(self.events), self.epoch, self.trimmed, dict(self.owners))
 
     @property
     def last(self) -> Event | None:
@@ -92,7 +100,11 @@ class Stream:
 
 @dataclass(slots=True)
 class Truth:
-    """All that happened."""
+    """All that happened.
+
+    `actor`: the agent whose turn it is, by its name. `aborted`: a transaction's aborts, by who made them. `inherited`:
+    the transactions that an image of a pool may hold, which its host goes on with.
+    """
 
     cuts: dict[UUID, tuple[str, bytes]] = field(default_factory=dict)
     named: dict[bytes, Named] = field(default_factory=dict)
@@ -100,8 +112,9 @@ class Truth:
     lives: dict[tuple[str, UUID], list[tuple[int, bytes]]] = field(default_factory=dict)
     may_abort: bool = False
     may_lack_base: bool = False
-    lost_abort: bool = False
-    forgot_abort: bool = False
+    actor: str = ""
+    aborted: dict[UUID, set[str]] = field(default_factory=dict)
+    inherited: set[UUID] = field(default_factory=set)
     began: set[UUID] = field(default_factory=set)
     lost: set[UUID] = field(default_factory=set)
     counts: Counter[str] = field(default_factory=Counter)
@@ -109,6 +122,15 @@ class Truth:
     def stream(self, volume: UUID, timeline: int = 1) -> Stream:
         """What stands of a volume."""
         return self.streams.setdefault((volume, timeline), Stream())
+
+    @contextmanager
+    def acts(self, agent: str) -> Iterator[None]:
+        """That agent's turn, perhaps within another one's."""
+        before, self.actor = self.actor, agent
+        try:
+            yield
+        finally:
+            self.actor = before
 
     # -- the sources -------------------------------------------------------------------------------------------
 
@@ -178,7 +200,9 @@ class Truth:
             if body.host in stream.publishers()[:-1] and body.host != stream.publishers()[-1]:
                 raise Violation(f"T5: {body.host} was fenced by {stream.publishers()[-1]}, and opened the stream again")
             stream.epoch = body.epoch
+            stream.owners[body.epoch] = body.host
         elif isinstance(body, TransactionBegan):
+            self._require_owner(event, body, stream)
             if body.transaction in self.began and body.transaction not in self.lost:
                 raise Violation(f"T4: transaction {body.number} is published twice from zero")
             self.began.add(body.transaction)
@@ -187,6 +211,13 @@ class Truth:
             if not self.may_abort:
                 raise Violation(f"T4: transaction {body.number} was aborted without a cause: {body.reason}")
             self.began.discard(body.transaction)  # it may come again, whole
+            self.aborted.setdefault(body.transaction, set()).add(self.actor)
+
+    def _require_owner(self, event: Event, began: TransactionBegan, stream: Stream) -> None:
+        """T5."""
+        owner, (host, _) = stream.owners[event.header.epoch], self.cuts[began.transaction]
+        if host != owner.rpartition("-")[0] and began.transaction not in self.inherited:
+            raise Violation(f"T5: {host} begins transaction {began.number} in epoch {stream.epoch}, which is {owner}'s")
 
     def _commit(self, event: Event, stream: Stream) -> None:
         began = next(each.body for each in reversed(stream.events) if isinstance(each.body, TransactionBegan))
@@ -205,15 +236,24 @@ class Truth:
         stream = self.streams[key]
         gone = [each for each in stream.events if each.header.sequence >= from_sequence]
         stream.events = [each for each in stream.events if each.header.sequence < from_sequence]
-        bodies = [each.body for each in gone]
-        self.lost_abort |= any(isinstance(body, TransactionAborted) for body in bodies)
-        self.lost |= {body.transaction for body in bodies if isinstance(body, TransactionBegan)}
+        self._forget(gone)
         stream.epoch = max((each.header.epoch for each in stream.events), default=0)
         return len(gone)
 
-    def agent_starts(self) -> None:
-        """Who gave a transaction up knows that; who is started later takes it for another pool's."""
-        self.forgot_abort |= self.lost_abort
+    def _forget(self, gone: list[Event]) -> None:
+        bodies = [each.body for each in gone]
+        self.lost |= {body.transaction for body in bodies if isinstance(body, TransactionBegan)}
+
+    def put_back(self, streams: dict[StreamKey, Stream]) -> None:
+        """The log is an older copy of itself."""
+        for key, stream in self.streams.items():
+            kept = {each.digest for each in streams[key].events} if key in streams else set()
+            self._forget([each for each in stream.events if each.digest not in kept])
+        self.streams = {key: stream.copy() for key, stream in streams.items()}
+
+    def is_strange(self, agent: str, transaction: UUID | None) -> bool:
+        """Whether that agent can't know that the transaction was given up: others alone aborted it."""
+        return transaction is not None and agent not in self.aborted.get(transaction, {agent})
 
     def trims(self, key: StreamKey, first_kept: int) -> None:
         """Events below were trimmed."""

@@ -58,6 +58,9 @@ class ScriptedLog:
     def tail(self) -> StreamState:
         return self._tail
 
+    def start(self) -> StreamState:
+        return StreamState.start(self._tail.volume, self._tail.timeline)
+
     def read(self, sequence: int) -> Iterator[Event]:
         return iter(self.events)
 

@@ -16,7 +16,7 @@ from replicator.errors import UsageError
 from replicator.events.bodies import PublisherOpened
 from replicator.events.codec import Event
 from replicator.events.stream_errors import ForkError, OtherHistoryError
-from replicator.log.errors import LostEndError
+from replicator.log.errors import LostEndError, TrimmedError
 from replicator.log.interface import Log
 from replicator.log.object_log import ObjectLog
 from replicator.pool import applying
@@ -192,6 +192,55 @@ def test_a_log_whose_end_was_written_anew_is_another_history(replica: ReplicaPoo
     with pytest.raises((OtherHistoryError, ForkError, LostEndError)) as caught:
         follower(replica, ours, again).follow(None)
     assert caught.value.mend and assert_prefix(replica, ours) == 4
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["earlier", "as late at last"])
+@pytest.mark.parametrize("begins", ["kept", "trimmed"])
+def test_a_log_that_was_put_back_with_its_source_is_another_history(
+    replica: ReplicaPool, begins: str, later: bool
+) -> None:
+    """And grew past the replica since: all its events are of an earlier epoch, as those of a fenced publisher are."""
+    ours, theirs = two_histories(9)
+    for _ in range(2):
+        ours.reopen()
+    ours.transaction(ours.scribble())
+    log, again = memory_log(), memory_log()
+    ours.publish(log)
+    follower(replica, ours, log).follow(None)
+    places = []
+    while theirs.state.sequence <= ours.state.sequence + 8:
+        theirs.transaction(theirs.scribble())
+        places.append(theirs.state.sequence)
+        theirs.publish(again)  # a segment each
+    while later and theirs.state.epoch < ours.state.epoch:
+        theirs.reopen()
+        theirs.publish(again)
+    if begins == "trimmed":
+        place = next(each for each in places if each > ours.state.sequence)
+        again.trim(ours.uuid, 1, place + 1)
+    assert (again.reader(ours.uuid, 1).start().sequence > ours.state.sequence) is (begins == "trimmed")
+    one = follower(replica, ours, again)
+    with pytest.raises(OtherHistoryError if begins == "kept" else TrimmedError) as caught:
+        one.follow(None)
+    assert bool(caught.value.mend) is (begins == "kept") and assert_prefix(replica, ours) == 5
+
+
+def test_a_fenced_publisher_s_events_at_the_end_are_no_other_history(replica: ReplicaPool) -> None:
+    """A broker that let them in shows a tail of an earlier epoch; the log's event that we have decides."""
+    ours, theirs = two_histories(9)
+    ours.reopen()
+    ours.transaction(ours.scribble())
+    while theirs.state.sequence <= ours.state.sequence:
+        theirs.transaction(theirs.scribble())
+    log = memory_log()
+    ours.publish(log)
+    at = ours.state.sequence
+    mixed = hostile(log, {at: [each for each in theirs.events if each.header.sequence > at]}, tail=theirs.state)
+    one = follower(replica, ours, mixed)  # type: ignore[arg-type]  # any log does
+    one.follow(None)
+    assert one.progress.skipped.stale
+    one.follow(None)
+    assert one.progress.failure is None and assert_prefix(replica, ours) == 5
 
 
 def test_a_volume_that_no_pool_may_have_stops_by_itself(replica: ReplicaPool, monkeypatch: pytest.MonkeyPatch) -> None:
