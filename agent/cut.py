@@ -214,16 +214,17 @@ class GroupPublisher:
         """Append one fact about a point of a member's."""
         self.members[uuid].say(body, self._group if self._name else None)
 
-    def rebase(self, act: Callable[[Context], str]) -> str:
-        """Have the pool's history changed between two rounds; what was done.
+    def rebase(self, uuid: UUID, act: Callable[[Context], str]) -> str:
+        """Have the pool's history of a member changed between two rounds; what was done.
 
-        Fails it in the middle, the log may have it all the same: what was known of the streams counts no longer.
+        Fails it in the middle, the log may have it all the same: what was known of that stream counts no longer. What
+        is known of the others' does: who is fenced there stays fenced.
         """
         self.look_again()
         try:
             return act(self._context)
         finally:
-            self.members = {uuid: VolumePublisher(self._context, uuid) for uuid in self.members}
+            self.members[uuid] = self.members[uuid].begun_anew()
             self._settled = set()
 
     def join(self, members: Sequence[UUID]) -> None:

@@ -349,7 +349,7 @@ class Agent:
         (worker,) = self._chosen({"volumes": [str(uuid)]})
         act = rebase_to_new_timeline if arguments.get("new_timeline") else rebase_from_log
         if worker.over is None:
-            ticket = self._asked(worker, lambda publisher: publisher.rebase(lambda of: act(of, uuid)))
+            ticket = self._asked(worker, lambda publisher: publisher.rebase(uuid, lambda of: act(of, uuid)))
             return {"done": _wait(ticket, SNAPSHOT_S)}
         done = act(self._context(worker.plan), uuid)
         self.workers.remove(worker)

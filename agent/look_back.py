@@ -1,4 +1,4 @@
-"""What a stream's last committed transaction was, read back from its end.
+"""What a stream's last committed transaction was, read back from its end; and what epochs it has had.
 
 A topic may hold events beside the chain, which a publisher wrote after it was fenced and the broker let through
 (log/interface: readers judge). None of them is taken for the chain's:
@@ -14,11 +14,21 @@ from __future__ import annotations
 from contextlib import suppress
 
 from agent.append import log_errors
+from replicator.errors import FormatError
 from replicator.events.bodies import TransactionBegan
 from replicator.events.codec import Event
 from replicator.events.state import StreamState
 from replicator.log.errors import TrimmedError
 from replicator.log.interface import Log, StreamReader
+
+
+def beacon_epoch(log: Log, tail: StreamState) -> int:
+    """The last beacon's epoch, or 0: a log that lost its end may have had later ones than its tail's."""
+    with log_errors(), suppress(FormatError):
+        beacon = log.read_beacon(tail.volume)
+        if beacon is not None and beacon.timeline == tail.timeline:
+            return beacon.epoch
+    return 0
 
 
 def last_began(log: Log, tail: StreamState) -> TransactionBegan | None:

@@ -32,6 +32,7 @@ What one transaction is made of is transmit's affair; deletion, labels and attes
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from contextlib import closing, suppress
 from uuid import UUID
 
@@ -56,11 +57,11 @@ from agent.decide import (
     decide,
 )
 from agent.farewell import Gone
-from agent.look_back import last_began
+from agent.look_back import beacon_epoch, last_began
 from agent.rows import dropped, finished, rewound, switched
 from agent.standing import Devices, dev_ids_of, equal_to, parent_of
 from agent.transmit import GroupOf, Transmission
-from replicator.errors import FormatError, ReplicatorError
+from replicator.errors import ReplicatorError
 from replicator.events.bodies import (
     PointLabelled,
     PublisherOpened,
@@ -95,12 +96,13 @@ class VoidedError(ReplicatorError):
 class VolumePublisher:
     """One volume's way into the log; for one thread."""
 
-    def __init__(self, context: Context, volume: UUID) -> None:
+    def __init__(self, context: Context, volume: UUID, given_up: Iterable[UUID] = ()) -> None:
+        """`given_up`: what another publisher of this process aborted."""
         self.volume = volume
         self._context = context
         self._appender: Appender | None = None
         self._epoch: int | None = None
-        self._given_up: deque[UUID] = deque(maxlen=REMEMBERED_MAX)  # the transactions that we aborted
+        self._given_up = deque(given_up, REMEMBERED_MAX)  # the transactions that we aborted, each once
         self._taken = 0  # the last epoch that is ours for sure
         self._unheard: dict[Link, int] = {}  # the epochs since then whose claims weren't answered, by their events
         self._successor: int | None = None
@@ -132,6 +134,11 @@ class VolumePublisher:
             except UnsettledError as error:
                 self._disputed |= isinstance(error, AnswerLostError)
         raise LogAwayError("pool and log don't come to agree: is another publisher at work?")
+
+    def begun_anew(self) -> VolumePublisher:
+        """One that knows nothing of the stream any more but what this one gave up: its history was changed."""
+        self.close()
+        return VolumePublisher(self._context, self.volume, self._given_up)
 
     def look_again(self) -> None:
         """Read the log's tail before the next step: something may have changed it."""
@@ -290,7 +297,8 @@ class VolumePublisher:
             self._transmission.send(self._end, outcome.prepared, outcome.opened, group)
         elif isinstance(outcome, Abort):
             reason = outcome.reason.encode()[:REASON_BYTES_MAX].decode(errors="ignore")
-            self._given_up.append(outcome.opened.transaction)
+            if outcome.opened.transaction not in self._given_up:
+                self._given_up.append(outcome.opened.transaction)
             self._end.add(TransactionAborted(outcome.opened.number, outcome.opened.transaction, reason))
             self._end.flush()
         elif isinstance(outcome, Finish):
@@ -341,7 +349,7 @@ class VolumePublisher:
     def _take_epoch(self, epoch: int) -> None:
         """P3; the tail is read again afterwards, before anything is built on it."""
         settings = (("level", str(self._context.level)),)
-        epoch = max(epoch, 1 + self._beacon_epoch())
+        epoch = max(epoch, 1 + beacon_epoch(self._context.log, self._end.state))
         body = PublisherOpened(epoch, self._context.host, settings, self._context.clock.now_ns())
         opened = seal(self._end.state, body)[1].link
         self._unheard[opened] = epoch
@@ -357,14 +365,6 @@ class VolumePublisher:
         self._taken, self._unheard = epoch, {}
         self._epoch, self._disputed = epoch, False
         self._end.settle()
-
-    def _beacon_epoch(self) -> int:
-        """The epoch that the last beacon speaks for: a log that lost its end may have had later ones than its tail."""
-        with log_errors(), suppress(FormatError):
-            beacon = self._context.log.read_beacon(self.volume)
-            if beacon is not None and beacon.timeline == self._end.state.timeline:
-                return beacon.epoch
-        return 0
 
     def _rename(self) -> None:
         name = self._row().name

@@ -30,6 +30,7 @@ from uuid import UUID
 from agent.append import Appender, log_errors
 from agent.context import Context
 from agent.decide import TimelineOverError, VolumeGoneError
+from agent.look_back import beacon_epoch
 from agent.rows import position_at, switched, without_prepared
 from replicator.errors import ConflictError
 from replicator.events.bodies import PublisherOpened, TransactionAborted
@@ -87,7 +88,7 @@ def _forked_anew(context: Context, volume: UUID, timeline: int) -> str:
 
 def _taken_over(context: Context, end: Appender, tail: StreamState, position: Position | None) -> StreamState:
     """An epoch of ours, and nothing open: whoever published here before is fenced."""
-    epoch = 1 + max(tail.epoch, position.epoch if position else 0)
+    epoch = 1 + max(tail.epoch, position.epoch if position else 0, beacon_epoch(context.log, tail))
     end.add(PublisherOpened(epoch, context.host, (), context.clock.now_ns()))
     if tail.open is not None:
         end.add(TransactionAborted(tail.open.number, tail.open.transaction, "rebase"))

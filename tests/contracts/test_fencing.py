@@ -145,9 +145,9 @@ def receiver(log_place: Place, tmp_path: Path, opened: ExitStack) -> Receiver:
     return Receiver(tmp_path / "replica", log_place.open(), opened)
 
 
-def openings(log: Log) -> list[str]:
+def openings(log: Log, volume: UUID = VOLUME) -> list[str]:
     """Who took the volume, one after the other."""
-    return [event.body.host for event in log.reader(VOLUME, 1).read(1) if isinstance(event.body, PublisherOpened)]
+    return [event.body.host for event in log.reader(volume, 1).read(1) if isinstance(event.body, PublisherOpened)]
 
 
 def test_the_later_one_wins_and_the_first_stops_and_says_who(hosts: Hosts, receiver: Receiver) -> None:
@@ -198,7 +198,7 @@ def test_a_stale_copy_appends_nothing_fences_nobody_and_is_mended(hosts: Hosts, 
     assert stale.log.reader(VOLUME, 1).tail() == before
     assert alpha.publish() == 3 and openings(alpha.log) == ["alpha"], "nobody fenced it"
     assert receiver.follow() == alpha.host.content()
-    said = stale.worker.ask(lambda publisher: publisher.rebase(lambda of: rebase_from_log(of, VOLUME)))
+    said = stale.worker.ask(lambda publisher: publisher.rebase(VOLUME, lambda of: rebase_from_log(of, VOLUME)))
     stale.worker.step()
     assert said.error is None
     assert stale.publish() > 3
@@ -214,10 +214,32 @@ def test_a_rebase_that_fails_behind_its_epoch_is_no_other_publisher(hosts: Hosts
         rebase_from_log(of, VOLUME)
         raise UnavailableError("the pool's owner went away")
 
-    said = alpha.worker.ask(lambda publisher: publisher.rebase(fail))
+    said = alpha.worker.ask(lambda publisher: publisher.rebase(VOLUME, fail))
     alpha.worker.step()
     assert isinstance(said.error, UnavailableError) and openings(alpha.log) == ["alpha", "alpha"]
     assert alpha.publish() > 1
+
+
+def test_a_rebase_of_one_member_leaves_the_other_one_fenced(hosts: Hosts) -> None:
+    """Whatever it came to: who took the other one over isn't fenced by the way."""
+    alpha = hosts.alpha
+    alpha.host.create("other", SIZE, uuid=OTHER, dev_id=40)
+    alpha.worker.close()
+    group = GroupPublisher(alpha.context, (VOLUME, OTHER), name="app")
+    group.round()
+    GroupPublisher(hosts.copy("beta").context, (OTHER,)).round()
+
+    def fail(of: Context) -> str:
+        raise UnavailableError(f"{of.host} doesn't reach its pool")
+
+    with pytest.raises(UnavailableError):
+        group.rebase(VOLUME, fail)
+    with pytest.raises(FencedError):
+        group.round()
+    group.rebase(VOLUME, lambda of: rebase_from_log(of, VOLUME))
+    with pytest.raises(FencedError):
+        group.round()
+    assert openings(alpha.log, OTHER) == ["alpha", "beta"]
 
 
 def test_a_group_of_which_one_member_is_stale_fences_no_other_member(hosts: Hosts) -> None:

@@ -14,6 +14,7 @@ from agent.cut import GroupPublisher
 from agent.decide import FencedError, LostEndError, PoolOlderError, TimelineOverError
 from agent.rebase import rebase_from_log, rebase_to_new_timeline
 from replicator.errors import ConflictError, UnavailableError
+from replicator.events.beacon import Beacon
 from replicator.events.bodies import (
     TimelineEnded,
     TimelineStarted,
@@ -53,6 +54,19 @@ def test_an_older_copy_goes_on_from_the_log(tmp_path: Path) -> None:
     world.publish(4)
     assert world.began()[-1].kind is DeltaKind.REBASE and world.expected.keys() == {1, 2, 3, 4}
     world.check()
+
+
+def test_a_rebase_from_the_log_takes_no_epoch_that_the_log_has_lost(tmp_path: Path) -> None:
+    """Who had it, or read its events, would take ours for that one: the beacon still tells of it."""
+    world = World(tmp_path)
+    world.publish(1)
+    world.host = older_copy(world, tmp_path)
+    context = world.context = context_of(world.host, world.log, ManualClock())
+    tail = world.log.reader(VOLUME, 1).tail()
+    assert tail.committed is not None
+    world.log.write_beacon(Beacon(VOLUME, 1, tail.epoch + 3, tail.sequence, tail.committed.number, tail.digest, 8, 9))
+    rebase_from_log(context, VOLUME)
+    assert world.log.reader(VOLUME, 1).tail().epoch == tail.epoch + 4
 
 
 def test_a_rebase_from_the_log_aborts_what_is_open_and_fences_whoever_had_it(tmp_path: Path) -> None:
