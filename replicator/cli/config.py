@@ -7,6 +7,7 @@ module `config` beside them, with TEMPLATE, DEFAULT_PATH, and load_config(path),
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,8 @@ def _settings(kind: str) -> Any:
 
     for point in entry_points(group="replicator.commands", name=kind):
         return import_module(f"{point.module.partition('.')[0]}.config")
-    raise NotFoundError(f"the {kind} isn't installed here", mend="pip install replicator brings both hosts")
+    mend = f"in replicator's checkout: {sys.executable} -m pip install ."
+    raise NotFoundError(f"the {kind} isn't installed here", mend=mend)
 
 
 def _write_new(path: Path, text: str) -> None:

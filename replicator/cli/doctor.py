@@ -65,7 +65,7 @@ def _needed() -> Iterator[Finding]:
     )
     for name in _LIBRARIES:
         there = importlib.util.find_spec(name) is not None
-        mend = "pip install replicator brings it"
+        mend = f"in replicator's checkout: {sys.executable} -m pip install ."
         yield Finding(True, f"library {name}", there, "there" if there else "missing", "part of the main job", mend)
     nowait = hasattr(os, "RWF_NOWAIT")
     yield Finding(

@@ -19,9 +19,9 @@ from replicator.errors import UsageError
     "--stdio", is_flag=True, help="Over standard input and output: has to be said, and is the only way there is."
 )
 @click.option(
-    "--append-only", is_flag=True, help="New events and reading, no trimming, no replacing: for an agent's key."
+    "--append-only", is_flag=True, help="Reading and new events, no trimming or replacing of them: for an agent's key."
 )
-@click.option("--follow-only", is_flag=True, help="Reading, and saying how far it is: for a receiver's key.")
+@click.option("--follow-only", is_flag=True, help="Reading, and the registrations of receivers: for a receiver's key.")
 def serve_log(path: str, stdio: bool, append_only: bool, follow_only: bool) -> None:
     """Serve a directory log to whoever names it as ssh://.
 

@@ -5,8 +5,9 @@
     APPEND        all but `start`, registrations    beacons, catalogue      nothing              none
     FOLLOW        registrations                     registrations           registrations        none
 
-All may read and list. APPEND is a source host's: who steals it erases and hides nothing, and can't say for a receiver
-what a trim may delete. FOLLOW is a replica host's: who steals it can't write history.
+All may read and list. APPEND is a source host's: who steals it erases nothing, and can't say for a receiver what a
+trim may delete; beacons, entries and what it adds may stop readers. FOLLOW is a replica host's: who steals it can't
+write history, but may speak for every receiver.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ Invariants
   V2  Memory: one frame. Sinks are at most SINKS_MAX, each at most SEGMENT_BYTES_MAX long, and RECORD_BYTES_MAX where
       its name isn't a segment's: an object that no reader takes would stop the readers of the whole log.
   V3  Bytes that aren't the protocol end the connection with FormatError; what was done by then stays done.
-  V4  A source's key never says what was trimmed, nor for a receiver: stolen, it hides no event, and leads no trim to
-      delete one.
+  V4  A source's key never says what was trimmed, nor for a receiver: stolen, it deletes no event, and leads no trim
+      to delete one.
   V5  Where the log's marker doesn't stand, nothing but the marker is written, or said to be absent: the folder may be
       one whose disk isn't mounted (any more), and this server too young to know it by what it wrote before.
 """

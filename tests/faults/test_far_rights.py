@@ -131,3 +131,4 @@ def test_the_forced_commands(tmp_path: Path) -> None:
                 log.trim(VOLUME, 1, 1 << 40)
             log.register(REGISTRATION)
             assert log.registrations(VOLUME) == [REGISTRATION]
+            assert log.forget(VOLUME, REGISTRATION.receiver), "any replica's, as deploy/ssh/README.md says"

@@ -28,7 +28,7 @@ def test_damaged_bytes(name: str) -> None:
 @pytest.mark.timeout(GUIDED_S + 120)
 @pytest.mark.parametrize("name", sorted(targets()))
 def test_guided_by_coverage(name: str, tmp_path: Path) -> None:
-    pytest.importorskip("atheris", reason="guided fuzzing needs atheris: pip install 'replicator[soak]'")
+    pytest.importorskip("atheris", reason="guided fuzzing needs atheris: pip install '.[soak]'")
     corpus, tally = tmp_path / "corpus", tmp_path / "tally"
     corpus.mkdir()
     argv = [sys.executable, "-m", "tests.support.fuzz_guided", name, str(GUIDED_S), str(corpus), str(tally)]

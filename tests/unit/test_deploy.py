@@ -1,4 +1,4 @@
-"""What lies in deploy/: examples are what `init` writes; systemd accepts the units; their commands exist."""
+"""What lies in deploy/: examples are what `init` writes; systemd accepts the units; one way to install."""
 
 from __future__ import annotations
 
@@ -12,9 +12,16 @@ import pytest
 import agent.config
 import receiver.config
 
-DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+ROOT = Path(__file__).resolve().parents[2]
+DEPLOY = ROOT / "deploy"
 UNITS = sorted(DEPLOY.glob("*.service"))
 PROGRAM = "/opt/replicator/bin/replicator"
+INSTALL = "python3 -m venv /opt/replicator && /opt/replicator/bin/pip install ."
+LINK = f"ln -s {PROGRAM} /usr/local/bin/"
+TOLD = [  # all that tells somebody what to type; what came to be is another matter (CHANGELOG)
+    *(ROOT / "README.md", ROOT / "ARCHITECTURE.md", *DEPLOY.rglob("*"), *(ROOT / "docs").rglob("*")),
+    *(path for folder in ("replicator", "agent", "receiver") for path in (ROOT / folder).rglob("*.py")),
+]
 
 
 @pytest.mark.parametrize(("name", "settings"), [("agent", agent.config), ("receiver", receiver.config)])
@@ -60,3 +67,29 @@ def test_no_unit_can_kill_the_disks_with_the_agent() -> None:
     assert "KillMode=process" in texts["replicator-receiver@.service"]
     for relation in ("Requires=", "BindsTo=", "PartOf="):
         assert relation not in "".join(texts.values())
+
+
+def test_there_is_one_way_to_install_and_the_path_has_what_units_run() -> None:
+    for name in ("README.md", "deploy/README.md", "deploy/ssh/README.md"):
+        text = (ROOT / name).read_text()
+        assert INSTALL in text and LINK in text, name
+
+
+def test_no_registry_is_asked_for_a_name_that_may_be_anothers() -> None:
+    """Nor the system's own pip, which Debian's Python refuses (PEP 668)."""
+    found = [
+        f"{path.relative_to(ROOT)}: {line.strip()}"
+        for path in TOLD
+        if path.is_file()
+        for line in path.read_text().splitlines()
+        if re.search(r"""pip install (?:-\S+ )*['"]?replicator|[`(]pip install \.""", line)
+    ]
+    assert found == []
+
+
+def test_kafkas_tools_are_told_where_the_broker_is() -> None:
+    text = (DEPLOY / "kafka" / "README.md").read_text()
+    calls = re.findall(r"kafka-(?:acls|configs|topics|transactions)\.sh (-[^`\n]*)", text)
+    assert calls and all("--bootstrap-server " in each for each in calls), calls
+    started = re.findall(r"kafka-server-start\.sh (.*)", text)
+    assert started == ["-daemon server.properties"], "so that the lines behind it are reached"
