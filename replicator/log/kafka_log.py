@@ -105,7 +105,8 @@ class KafkaLog:
             except DeniedError:
                 return
             if wrong:
-                raise UnavailableError(f"topic {topic} isn't set to keep its keys", mend=settings_mend(topic, wrong))
+                mend = settings_mend(self._client.tool("configs"), topic, wrong)
+                raise UnavailableError(f"topic {topic} isn't set to keep its keys", mend=mend)
 
     @property
     def name(self) -> str:

@@ -121,7 +121,7 @@ def wrong_compacted_settings(found: dict[str, str]) -> dict[str, str]:
     return {} if found.get("cleanup.policy") == policy else {"cleanup.policy": policy}
 
 
-def settings_mend(topic: str, wrong: dict[str, str]) -> str:
-    """The command that sets a topic so."""
+def settings_mend(tool: str, topic: str, wrong: dict[str, str]) -> str:
+    """The command that sets a topic so; `tool` is how kafka-configs.sh is called (kafka.Client.tool)."""
     config = ",".join(f"{name}={value}" for name, value in wrong.items())
-    return f"kafka-configs.sh --alter --topic {topic} --add-config {config}"
+    return f"{tool} --alter --topic {topic} --add-config {config}"

@@ -137,7 +137,8 @@ class KafkaWriter(RollingWriter):
             return
         wrong = wrong_settings(client.topic_settings(topic))
         if wrong:
-            raise UnavailableError(f"topic {topic} isn't set to keep events", mend=settings_mend(topic, wrong))
+            mend = settings_mend(client.tool("configs"), topic, wrong)
+            raise UnavailableError(f"topic {topic} isn't set to keep events", mend=mend)
 
     def _on_opened(self) -> None:
         """Taking the transactional id has aborted what others left open."""

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from uuid import UUID
 
 import pytest
 
-from replicator.errors import UnavailableError
+from replicator.errors import NotFoundError, UnavailableError
 from replicator.events.beacon import Beacon
+from replicator.events.state import StreamState
+from replicator.log.errors import LogGapError, SegmentError
 from replicator.log.interface import Appended, Registration
 from replicator.log.kafka import Client
 from replicator.log.kafka_address import parse_kafka_url
 from replicator.log.kafka_errors import DeniedError
 from replicator.log.kafka_log import KafkaLog
-from replicator.log.kafka_names import stream_topic
+from replicator.log.kafka_names import MARKER_KEY, entry_key, stream_topic
 from replicator.log.kafka_opening import open_kafka
 from tests.support import judges
-from tests.support.event_streams import VOLUME, Script
-from tests.support.kafka_broker import PASSWORD, Broker, acl_tool, shared
+from tests.support.event_streams import OTHER_VOLUME, VOLUME, Script
+from tests.support.kafka_broker import PASSWORD, Broker, acl_tool, java_line, shared
+from tests.support.kafka_jars import JVM_OF_TOOLS
 
 ACLS = Path(__file__).resolve().parents[2] / "deploy" / "kafka" / "acls.sh"
 OpenAs = Callable[[str], KafkaLog]
@@ -96,18 +101,28 @@ def _append_as(log: KafkaLog, script: Script) -> object:
         return writer.append(writer.state.link, Script(script.state).open().take())
 
 
-def test_a_topic_that_would_lose_events_is_refused(open_as: OpenAs) -> None:
+def run_mend(error: UnavailableError) -> None:
+    """What the error says, by Kafka's own tool."""
+    tool, *words = shlex.split(error.mend or "")
+    assert tool == "kafka-configs.sh"
+    argv = [*java_line(*JVM_OF_TOOLS, "kafka.admin.ConfigCommand"), *words]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_topic_that_would_lose_events_is_refused_and_the_mend_mends_it() -> None:
     judges.require("kafka")
     url = shared().url(f"lossy-{os.getpid()}")
     with contextlib.closing(open_kafka(url, True)) as log:
         topic = stream_topic(parse_kafka_url(url).prefix, VOLUME, 1)
         assert log._client.create_topic(topic, {"retention.ms": "604800000"})
-        with (
-            log.writer(VOLUME, 1) as writer,
-            pytest.raises(UnavailableError, match="isn't set to keep events") as caught,
-        ):
-            writer.append(writer.state.link, Script().create().take())
-        assert caught.value.mend and "retention.ms=-1" in caught.value.mend and topic in caught.value.mend
+        events = Script().create().take()
+        with log.writer(VOLUME, 1) as writer:
+            with pytest.raises(UnavailableError, match="isn't set to keep events") as caught:
+                writer.append(writer.state.link, events)
+            assert caught.value.mend and "retention.ms=-1" in caught.value.mend and topic in caught.value.mend
+            run_mend(caught.value)
+            assert isinstance(writer.append(writer.settle().link, events), Appended)
 
 
 @pytest.mark.parametrize("topic", ["catalogue", "receivers"])
@@ -123,6 +138,8 @@ def test_a_topic_made_by_hand_that_would_lose_keys_is_refused(topic: str, policy
         open_kafka(url, True)
     wanted = f"--topic {address.prefix}.{topic} --add-config cleanup.policy=compact"
     assert caught.value.mend and caught.value.mend.endswith(wanted)
+    run_mend(caught.value)
+    open_kafka(url, True).close()
 
 
 def test_who_may_not_ask_for_settings_opens_a_log(open_as: OpenAs, granted: tuple[Broker, str]) -> None:
@@ -133,3 +150,43 @@ def test_who_may_not_ask_for_settings_opens_a_log(open_as: OpenAs, granted: tupl
         log._client.topic_settings(topic)
     assert log.registrations(UUID(int=1)) == []
     assert open_as("keeper")._client.topic_settings(topic)["cleanup.policy"] == "compact", "who trims finds out"
+
+
+def test_what_stolen_keys_may_spoil_and_what_brings_it_back(open_as: OpenAs, granted: tuple[Broker, str]) -> None:
+    """As deploy/kafka/README.md says of them: catalogue and registrations of everybody, and no event."""
+    log, follower = open_as("agent"), open_as("receiver")
+    script = Script(StreamState.start(OTHER_VOLUME)).create().transaction(1)
+    with log.writer(OTHER_VOLUME, 1) as writer:
+        assert isinstance(writer.append(writer.state.link, script.take()), Appended)
+    beacon, count = Beacon.of(script.state, 1, 2), script.state.sequence
+
+    log.write_beacon(replace(beacon, epoch=99, sequence=1000))
+    with pytest.raises(LogGapError, match="a beacon at event 1000"):
+        list(follower.reader(OTHER_VOLUME, 1).read(1))
+    log.write_beacon(beacon)
+    assert len(list(follower.reader(OTHER_VOLUME, 1).read(1))) == count
+
+    log._catalogue.put(entry_key(OTHER_VOLUME), None)
+    assert OTHER_VOLUME not in [each.volume for each in follower.volumes()]
+    with log.writer(OTHER_VOLUME, 1) as writer:
+        assert isinstance(writer.append(writer.state.link, script.open().transaction(2).take()), Appended)
+    assert OTHER_VOLUME in [each.volume for each in follower.volumes()], "its agent was started again, and published"
+
+    log._catalogue.put(MARKER_KEY, None)
+    with pytest.raises(NotFoundError, match="has no marker"):
+        open_as("receiver")
+    open_as("agent")  # of a pool that never published: it may make a log
+    open_as("receiver")
+
+    theirs = Registration(OTHER_VOLUME, UUID(int=8), "site-a", 1, 2, script.state.sequence, 3)
+    follower.register(theirs)
+    assert follower.registrations(OTHER_VOLUME) == [theirs]
+    assert follower.forget(OTHER_VOLUME, theirs.receiver) and follower.registrations(OTHER_VOLUME) == []
+
+    producer, topic = log._client.producer(), stream_topic(granted[1], OTHER_VOLUME, 1)
+    producer.put(topic, b"1000", b"no event")
+    producer.abandon()
+    events = follower.reader(OTHER_VOLUME, 1).read(1)
+    assert [next(events).header.sequence for _ in range(script.state.sequence)][-1] == script.state.sequence
+    with pytest.raises(SegmentError):
+        next(events)
