@@ -7,6 +7,8 @@ Invariants
   O1  All spools of one allowance together hold at most its bytes in memory.
   O2  What a spool holds is the same bytes in the same order, wherever they lie; it is given back by `close`.
   O3  Nothing is copied that can't change: bytes are kept as they came (a copy of 64 MiB costs a tenth of its upload).
+  O4  Where no temporary file can be made or filled, NoSpaceError tells where, or which directories were tried (a full
+      one counts as unusable); they are looked for again by the next spool.
 """
 
 from __future__ import annotations
@@ -90,7 +92,7 @@ class Spool:
         try:
             return [memoryview(mmap.mmap(self._file.fileno(), self.length_bytes, access=mmap.ACCESS_READ))]
         except OSError as error:
-            raise UnavailableError(f"{tempfile.gettempdir()}: {error.strerror}") from error
+            raise UnavailableError(_told(error)) from error
 
     def close(self) -> None:
         """Let go of what it holds."""
@@ -107,4 +109,9 @@ class Spool:
 
 def _no_room(error: OSError) -> NoSpaceError:
     mend = "make room where TMPDIR points to, or point it elsewhere"
-    return NoSpaceError(f"{tempfile.gettempdir()}: {error.strerror}", mend=mend)
+    return NoSpaceError(_told(error), mend=mend)
+
+
+def _told(error: OSError) -> str:
+    """Where, and why; where no directory was usable, the error has the list of those that were tried."""
+    return f"{tempfile.tempdir or 'temporary files'}: {error.strerror}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import resource
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -59,4 +61,26 @@ def test_a_rest_without_room_is_told_as_such_and_let_go_of() -> None:
         spool.close()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    spool.close()
+
+
+def test_where_no_directory_is_usable_it_is_told_which_were_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that begins where TMPDIR is full, or gone; it isn't asked once for all."""
+    usable = tmp_path / "later"
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(usable)])
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    allowance = Allowance(10)
+    spool = Spool(allowance)
+    spool.write([b"before"])
+    with pytest.raises(NoSpaceError, match=f"No usable temporary directory found in .*{usable}") as caught:
+        spool.write([bytes(3000)])
+    assert caught.value.mend and "TMPDIR" in caught.value.mend
+    spool.close()
+    assert allowance.take(10), "all of it was given back"
+    usable.mkdir()
+    spool = Spool(Allowance(0))
+    spool.write([b"now"])
+    assert b"".join(map(bytes, spool.whole())) == b"now"
     spool.close()
