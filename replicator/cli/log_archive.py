@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from replicator.cli.show import DURATION, json_option, print_json, print_table
-from replicator.errors import ReplicatorError, UsageError
+from replicator.errors import DamageError, ReplicatorError, UsageError
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -95,13 +95,14 @@ class _Told:
         self._journal = journal
         self._troubles: dict[tuple[UUID, int], str] = {}
         self._refusals: dict[UUID, str] = {}
-        self._away = ""
+        self._trouble = ""
 
-    def __call__(self, copied: list[Copied], away: ReplicatorError | None) -> None:
+    def __call__(self, copied: list[Copied], trouble: ReplicatorError | None) -> None:
         _beat()
-        if away is not None and away.message != self._away:
-            self._journal.warning("log unreachable", reason=away.message, mend=away.mend)
-        self._away = away.message if away is not None else ""
+        if trouble is not None and trouble.message != self._trouble:
+            event = "log damaged" if isinstance(trouble, DamageError) else "log unreachable"
+            self._journal.warning(event, reason=trouble.message, mend=trouble.mend)
+        self._trouble = trouble.message if trouble is not None else ""
         for each in copied:
             key = (each.volume, each.timeline)
             if each.error is None:

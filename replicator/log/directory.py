@@ -27,8 +27,8 @@ So a reader sees an object whole or not at all. What it sees after 6 and before 
 cut; whoever builds on it first calls `settle`, which syncs the folders (T4): an opener may find folders and links
 that a dead process made and didn't sync. Strays are never read; their stream's owner sweeps them.
 
-Needs hard links and fsync of directories, so a local file system. Errors: NoSpaceError, UnavailableError,
-PutUnknownError, each with the path.
+Needs hard links and fsync of directories, so a local file system. Errors: NoSpaceError, UnavailableError (and
+ForbiddenError with it), PutUnknownError, each with the path.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from pathlib import Path
 
 from replicator._buffer import Buffer
 from replicator.errors import FormatError, NoSpaceError, ReplicatorError, UnavailableError
-from replicator.log.errors import PutUnknownError
+from replicator.log.errors import ForbiddenError, PutUnknownError
 from replicator.log.files import Files, OsFiles
 from replicator.log.names import MARKER
 from replicator.units import MIB
@@ -58,6 +58,8 @@ def _typed(path: str, error: OSError) -> ReplicatorError:
     reason = f"log directory: {path}: {error.strerror or error}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return NoSpaceError(reason, mend="make room on the log's file system, or trim the log")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return ForbiddenError(reason)
     return UnavailableError(reason)
 
 

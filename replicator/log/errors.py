@@ -6,6 +6,7 @@ LogGapError    3     a segment is missing, and later ones, or the beacon, show t
 LostEndError   3     the log ends before what a reader already has: it lost its end
 TrimmedError   5     what was asked for was trimmed
 PutUnknownError 1    an object's put failed so late that it may stand (inside the log room: becomes AppendUnknown)
+ForbiddenError 1     the log is there, and its rights or a read-only disk don't allow it
 """
 
 from __future__ import annotations
@@ -71,3 +72,9 @@ class PutUnknownError(UnavailableError):
     """An object may stand under its name, or not."""
 
     kind = "put-unknown"
+
+
+class ForbiddenError(UnavailableError):
+    """The log is there, and doesn't allow that; it may do once somebody changed its rights, or our key."""
+
+    kind = "forbidden"

@@ -7,12 +7,13 @@ MissingTopicError  5     there is no such topic
 DeniedError        1     the broker's access rules forbid it
 KafkaLoginError    1     user, password or mechanism is refused
 KafkaTlsError      1     the certificate isn't to be trusted, or TLS is spoken at one end only
-DamagedRecordError 3     a record's checksum is wrong on the broker's disk (of a stream: becomes SegmentError)
+DamagedRecordError 3     a record's checksum is wrong on the broker's disk (of a stream's topic: becomes SegmentError)
 """
 
 from __future__ import annotations
 
 from replicator.errors import FormatError, NotFoundError, UnavailableError
+from replicator.log.errors import ForbiddenError
 
 
 class FencedError(UnavailableError):
@@ -33,7 +34,7 @@ class OffsetGoneError(UnavailableError):
     kind = "kafka-offset"
 
 
-class DeniedError(UnavailableError):
+class DeniedError(ForbiddenError):
     """The broker's access rules forbid it."""
 
     kind = "kafka-denied"
@@ -52,11 +53,12 @@ class KafkaTlsError(UnavailableError):
 
 
 class DamagedRecordError(FormatError):
-    """The record at `offset` of a topic isn't what was written, however often it is read."""
+    """The record at `offset` of `topic` isn't what was written, however often it is read."""
 
     kind = "kafka-record"
 
     def __init__(self, topic: str, offset: int, found: str) -> None:
         mend = "put the broker's disk back from another replica or copy"
         super().__init__(f"topic {topic} offset {offset}", "a record whose checksum is right", found, mend=mend)
+        self.topic = topic
         self.offset = offset

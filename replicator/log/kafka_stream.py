@@ -13,7 +13,8 @@ Invariants
   K3  Events of an earlier epoch, or exact duplicates, that a broker let in beside the fence, may stand behind those
       whose numbers they have. The first record with a number counts; the tail is the last of the latest epoch.
 
-Failures raised: SegmentError, TrimmedError, LostEndError; of `kafka` UnavailableError, OffsetGoneError.
+Failures raised: SegmentError, TrimmedError, LostEndError; of `kafka` UnavailableError, OffsetGoneError, and
+DamagedRecordError where it is another topic that is damaged.
 """
 
 from __future__ import annotations
@@ -100,11 +101,13 @@ class KafkaStream:
 
     @contextmanager
     def borrow(self) -> Iterator[Consumer]:
-        """A consumer of the topic; what is damaged on the broker's disk is damage of this volume."""
+        """A consumer of the topic; where that is damaged on the broker's disk, it is damage of this volume."""
         try:
             with self.consumers.borrow(self.topic) as consumer:
                 yield consumer
         except DamagedRecordError as error:
+            if error.topic != self.topic:  # the catalogue's, which was looked at meanwhile
+                raise
             path = f"{self.place.name}: {self.topic} offset {error.offset}"
             raise SegmentError(path, self.volume, 0, error.expected, error.found) from error
 

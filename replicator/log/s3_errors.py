@@ -24,6 +24,7 @@ import re
 from dataclasses import dataclass
 
 from replicator.errors import NoSpaceError, NotFoundError, ReplicatorError, UnavailableError
+from replicator.log.errors import ForbiddenError
 
 _TEXT_MAX = 64 * 1024  # of a text that a store may have made as long as it likes
 _SENTENCE_MAX = 200
@@ -45,7 +46,7 @@ _BROKEN_OFF = ("RequestTimeout", "IncompleteBody")  # a body that didn't come, o
 _FULL = ("QuotaExceeded", "InsufficientStorage", "XMinioStorageFull", "EntityTooLarge", "InsufficientCapacity")
 
 
-class AccessDeniedError(UnavailableError):
+class AccessDeniedError(ForbiddenError):
     """The store knows us not, or lets us not; it may do once somebody mended that."""
 
     kind = "access-denied"

@@ -63,7 +63,7 @@ from replicator.errors import (
 )
 from replicator.events.digests import crc32c
 from replicator.events.fields import BLOB, BOOL, TEXT, U16, U32, U64, FieldCodec, FieldReader
-from replicator.log.errors import PutUnknownError
+from replicator.log.errors import ForbiddenError, PutUnknownError
 from replicator.units import KIB, MIB
 
 PROTOCOL = 1
@@ -131,6 +131,7 @@ _ERRORS: tuple[type[ReplicatorError], ...] = (
     NotFoundError,
     NoSpaceError,
     PutUnknownError,
+    ForbiddenError,
     UnavailableError,
 )
 

@@ -21,7 +21,9 @@ Invariants
       the stream (duplicates, an earlier epoch's events) isn't in the archive.
   C2  The target's last event is compared with the source's of that number before anything is appended.
   C3  Memory: BATCH_BYTES of events, and one event.
-  C4  One stream's trouble stops that stream alone; an unknown append is settled by reading, never guessed.
+  C4  One stream's trouble stops that stream alone, and a volume that can't be held yet (archive_registration, R4) waits
+      for the next round alone. What is wrong beside them (the list of volumes is away, or damaged) ends one round of a
+      daemon. An unknown append is settled by reading, never guessed.
   C5  A volume has one registration, and one on a later timeline lets all of the earlier ones be trimmed. So it goes on
       to a timeline only in a round in which all before it were copied without error; until then the last word stands.
   C6  A stop ends a round behind the batch that is being appended. What was taken is made durable then, in a last round;
@@ -36,16 +38,16 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from uuid import UUID
 
-from replicator.errors import ConflictError, FormatError, ReplicatorError, UnavailableError
+from replicator.errors import ConflictError, DamageError, FormatError, ReplicatorError, UnavailableError
 from replicator.events.beacon import Beacon
 from replicator.events.bodies import TransactionAborted, TransactionCommitted
 from replicator.events.chain import ChainChecker, Verdict
 from replicator.events.codec import Event
 from replicator.events.state import StreamState
-from replicator.events.stream_errors import OtherHistoryError
+from replicator.events.stream_errors import GapError
 from replicator.history.resolve import NamedVolume, resolve_volume
-from replicator.log.errors import LostEndError
 from replicator.log.interface import Appended, Log, StreamReader, StreamWriter, VolumeEntry, Waiter
+from replicator.log.one_history import require_last_event, require_one_history
 from replicator.repository.archive_registration import ArchiveRegistration
 from replicator.units import MIB
 
@@ -57,6 +59,8 @@ TRIES = 5
 
 BEACON_S = 10.0
 """Between two beacons of one stream: a put each, in an object store a request."""
+
+OTHER = "archive into another log, or find out which of both is right"
 
 LAST_ROUND_S = 5.0
 """As long as a person who stopped it waits for what came since the last round."""
@@ -122,7 +126,11 @@ class Archiver:
         is_whole = not is_over()
         timelines = self.source.timelines(entry.volume) if is_whole else self._opened(entry.volume)
         if is_whole and timelines and self.registration is not None:
-            self.registration.hold(entry.volume, timelines[0], self.target)
+            try:
+                self.registration.hold(entry.volume, timelines[0], self.target)
+            except UnavailableError as error:
+                self.beat()
+                return [Copied(entry.volume, entry.name, timelines[0], 0, 0, 0, error)]
         for timeline in timelines:
             if is_over() and (entry.volume, timeline) not in self._streams:
                 break
@@ -173,7 +181,7 @@ class Archiver:
         return stream
 
     def follow(self, every_s: float, report: Callable[[list[Copied], ReplicatorError | None], None]) -> None:
-        """Rounds until a stop is asked for; `report` is told each. A log that is away is tried again for ever."""
+        """Rounds until a stop is asked for; `report` is told each. A log that is away or damaged is tried for ever."""
         while True:
             self._report_round(report, False, self.is_stopping)
             is_cut_short = self.is_stopping()
@@ -190,7 +198,7 @@ class Archiver:
     ) -> None:
         try:
             report(self._round(sync, is_over), None)
-        except UnavailableError as error:
+        except (UnavailableError, DamageError) as error:  # C4
             report([], error)
 
 
@@ -235,7 +243,7 @@ class _Stream:
         """Batch by batch, until it is over (C6); False where one wasn't taken."""
         reader, state = self.source.reader(*self.key), self.writer.state
         tail = reader.tail()
-        _require_one_history(tail, state)
+        require_one_history(reader, tail, state, OTHER)
         if tail.sequence == state.sequence:
             return True
         for batch in _batches(_new_events(reader, state)):
@@ -261,21 +269,17 @@ class _Stream:
                 self._beacon = beacon, now_s
 
 
-def _require_one_history(tail: StreamState, state: StreamState) -> None:
-    """C2, as far as the tails tell."""
-    if tail.sequence < state.sequence:
-        raise LostEndError(state.volume, state.timeline, state.sequence + 1, tail.sequence)
-    if tail.sequence == state.sequence and tail.digest != state.digest:
-        what = f"event {state.sequence} is {tail.digest.hex()} in the log, {state.digest.hex()} in the archive"
-        raise OtherHistoryError(state, what, mend="archive into another log, or find out which of both is right")
-
-
 def _new_events(reader: StreamReader, state: StreamState) -> Iterable[Event]:
     """The events behind `state`, accepted by the chain (C1); read from the last common one on, where it's kept (C2)."""
     checker = ChainChecker(state)
     begin = state.sequence if state.sequence > reader.start().sequence else state.sequence + 1
     for event in reader.read(max(1, begin)):
-        if checker.accept(event) is Verdict.APPLY:
+        try:
+            verdict = checker.accept(event)
+        except GapError:
+            require_last_event(reader, checker.state, OTHER)
+            raise
+        if verdict is Verdict.APPLY:
             yield event
 
 

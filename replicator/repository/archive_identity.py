@@ -13,6 +13,10 @@ Invariants
   A1  A place has whatever tells archives apart: a path or a loopback address, which each machine has for itself, goes
       with this machine's name; a bucket with its server's.
   A2  It has nothing that may change while the archive stays: no folder that it is seen from, options, keys, or user.
+
+A host's name other than a loopback's is taken as it is typed: two machines that mean two hosts by one name (an alias in
+~/.ssh/config, a name inside a private network) and archive one log share a UUID, and trimming waits for whichever spoke
+last. It can't be told from here: the same name is one host everywhere else (A1).
 """
 
 from __future__ import annotations

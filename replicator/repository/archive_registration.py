@@ -3,10 +3,11 @@
 Used by archive, which holds and tells; one for all volumes of one source.
 
 Invariants
-  R1  Before a volume's first event is copied, all of it is held: at its first timeline, from the beginning.
+  R1  Before a volume's first event is copied, all of it is held: at its first timeline, from the beginning; but for R4.
   R2  A word that promises more than the archive has (it was emptied, or put back from an older copy) is taken back so.
   R3  A word never goes back to an earlier timeline otherwise.
-  R4  Refused or unreachable, the copy goes on: `refusals` says why, until the source takes a word again.
+  R4  A word that isn't taken (no right, no room, away) holds no copy up: `refusals` says why, until one is. But where
+      the source or the archive can't be reached to hold a volume, nothing of that is begun: the next round asks again.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from uuid import UUID
 
 from replicator.errors import ReplicatorError, UnavailableError
 from replicator.events.state import StreamState
+from replicator.log.errors import ForbiddenError
 from replicator.log.interface import Log, Registration, Waiter
 
 RENEW_S = 5.0
@@ -39,23 +41,29 @@ class ArchiveRegistration:
     _tried_s: dict[tuple[UUID, int], float] = field(default_factory=dict)
 
     def hold(self, volume: UUID, first_timeline: int, target: Log) -> None:
-        """Until it is taken, before anything of `volume` is copied to `target`: hold what that hasn't got (R1, R2)."""
+        """Until it is taken, before anything of `volume` is copied to `target`: hold what that hasn't got (R1, R2).
+
+        UnavailableError where nothing of it may be copied yet (R4).
+        """
         now_s = self.waiter.monotonic()
         if volume in self._held or now_s - self._asked_s.get(volume, float("-inf")) < RENEW_S:
             return
-        self._asked_s[volume] = now_s
         try:
-            ours = [each for each in self.source.registrations(volume) if each.receiver == self.receiver]
+            self._hold(volume, first_timeline, target)
         except ReplicatorError as error:
-            self.refusals[volume] = error
-            return
-        try:
-            lacks = any(_lacks(target, each) for each in ours)
-        except UnavailableError:
-            return
-        if ours and not lacks:
+            if not _is_away(error):
+                self.refusals[volume] = error
+            elif volume not in self._asked_s:  # else it was refused before, and the copy is on its way
+                reason = f"nothing is copied before it is held against trimming: {error.message}"
+                raise UnavailableError(reason, mend=error.mend or "take --no-register if it needn't be") from error
+        self._asked_s[volume] = now_s
+
+    def _hold(self, volume: UUID, first_timeline: int, target: Log) -> None:
+        ours = [each for each in self.source.registrations(volume) if each.receiver == self.receiver]
+        if ours and not any(_lacks(target, each) for each in ours):
             self._held[volume] = ours[0].timeline
-        elif self._register(volume, first_timeline, 0, 0):
+        else:
+            self._register(volume, first_timeline, 0, 0)
             self._held[volume] = first_timeline
 
     def tell(self, durable: StreamState, *, at_once: bool) -> None:
@@ -68,21 +76,24 @@ class ArchiveRegistration:
         if not (at_once or is_due):
             return
         self._tried_s[key] = now_s
-        if self._register(volume, timeline, durable.committed.number if durable.committed else 0, durable.sequence):
-            self._told[key] = durable.sequence
-            if volume in self._held:
-                self._held[volume] = timeline
-
-    def _register(self, volume: UUID, timeline: int, number: int, sequence: int) -> bool:
-        """False where the source doesn't take it (R4)."""
-        said = Registration(volume, self.receiver, self.name, timeline, number, sequence, self.clock_ns())
         try:
-            self.source.register(said)
+            self._register(volume, timeline, durable.committed.number if durable.committed else 0, durable.sequence)
         except ReplicatorError as error:
             self.refusals[volume] = error
-            return False
+            return
+        self._told[key] = durable.sequence
+        if volume in self._held:
+            self._held[volume] = timeline
+
+    def _register(self, volume: UUID, timeline: int, number: int, sequence: int) -> None:
+        said = Registration(volume, self.receiver, self.name, timeline, number, sequence, self.clock_ns())
+        self.source.register(said)
         self.refusals.pop(volume, None)
-        return True
+
+
+def _is_away(error: ReplicatorError) -> bool:
+    """Whether trying again may do, without anybody's changing what may be done."""
+    return isinstance(error, UnavailableError) and not isinstance(error, ForbiddenError)
 
 
 def _lacks(target: Log, said: Registration) -> bool:

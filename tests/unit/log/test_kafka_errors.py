@@ -7,6 +7,7 @@ from importlib import import_module
 import pytest
 
 from replicator.errors import ReplicatorError, UnavailableError
+from replicator.log.errors import ForbiddenError
 from replicator.log.kafka import _typed
 from replicator.log.kafka_errors import DeniedError, FencedError, MissingTopicError, OffsetGoneError
 
@@ -37,3 +38,8 @@ def test_one_that_is_fenced_is_told_both_reasons(error: Exception) -> None:
     """A broker answers the same to a publisher that was overtaken, and to one whose transaction took too long."""
     with pytest.raises(FencedError, match=r"another publisher took over, or .* took too long"), _typed("asked"):
         raise error
+
+
+def test_what_the_access_rules_forbid_is_forbidden() -> None:
+    """So an archive goes on where it may not register, and waits where it can't."""
+    assert issubclass(DeniedError, ForbiddenError) and not issubclass(OffsetGoneError, ForbiddenError)

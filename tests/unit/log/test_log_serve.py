@@ -25,7 +25,15 @@ from replicator.log.rights import Rights
 from replicator.log.segment import SEGMENT_BYTES_MAX
 from replicator.log.stdio_client import RemoteStore
 from replicator.log.stdio_connection import Connection
-from replicator.log.stdio_protocol import DATA_BYTES, TEXT_MAX, Kind, decode_failure, encode_body, encode_failure
+from replicator.log.stdio_protocol import (
+    _ERRORS,
+    DATA_BYTES,
+    TEXT_MAX,
+    Kind,
+    decode_failure,
+    encode_body,
+    encode_failure,
+)
 from tests.support.command_line import runner
 from tests.support.event_streams import VOLUME, Script
 from tests.support.loopback_store import LoopbackChannel, loopback_store
@@ -244,6 +252,12 @@ def test_a_failure_crosses_whatever_its_text_is(tmp_path: Path) -> None:
     raw = encode_body(Kind.FAILED, "format", "x\x9b2J", "y" * 60_000)
     told = decode_failure(raw, "far")
     assert isinstance(told, FormatError) and told.message.isprintable() and len(told.mend or "") == TEXT_MAX
+
+
+@pytest.mark.parametrize("kind", _ERRORS)
+def test_a_failure_is_of_one_type_at_both_ends(kind: type[ReplicatorError]) -> None:
+    error = decode_failure(encode_failure(kind("told", mend="mended")), "far")
+    assert type(error) is kind and (error.message, error.mend) == ("far: told", "mended")
 
 
 def test_a_served_folder_whose_name_is_no_text(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from replicator.errors import ReplicatorError, UnavailableError
+from replicator.errors import UnavailableError
 from replicator.events.beacon import Beacon
 from replicator.events.bodies import TimelineStarted, VolumeRenamed
 from replicator.events.state import StreamState
@@ -158,6 +158,26 @@ def test_another_history_is_refused(tmp_path: Path) -> None:
     assert target.reader(one.uuid, 1).tail() == one.state
 
 
+@pytest.mark.parametrize("later", [False, True], ids=["earlier", "as late at last"])
+def test_a_source_that_was_put_back_is_another_history(later: bool) -> None:
+    """And grew past the archive since: all its events are of an earlier epoch than the archive's last."""
+    ours, theirs, target = SourceVolume(1, SIZE), SourceVolume(1, SIZE), memory()
+    for each in (ours, theirs):
+        each.transaction(each.scribble())
+    ours.reopen()
+    while theirs.state.sequence <= ours.state.sequence:
+        theirs.transaction(theirs.scribble())
+    if later:
+        theirs.reopen()
+    for each in (ours, theirs):
+        log = memory()
+        each.publish(log)
+        with archiver(log, target) as copying:
+            copied = copying.round()
+    assert isinstance(error_of(copied), OtherHistoryError) and copied[0].error and copied[0].error.mend
+    assert target.reader(ours.uuid, 1).tail() == ours.state
+
+
 def test_what_was_trimmed_before_it_was_copied_is_named() -> None:
     volume, source, target = SourceVolume(3, SIZE), memory(), memory()
     for _ in range(4):
@@ -203,43 +223,6 @@ def test_a_source_that_shows_nothing_any_more_is_away() -> None:
         store.objects.clear()
         with pytest.raises(UnavailableError, match="shows none now"):
             copying.round()
-
-
-class Away(FaultyLog):
-    """A log that is away for its first operations."""
-
-    def __init__(self, log: Log, count: int) -> None:
-        super().__init__(log, 1, LogFault.AWAY_BEFORE, count)
-
-
-def test_the_daemon_goes_on_through_everything() -> None:
-    """The source is away at first; events come while it follows; it ends at a stop with all that stands."""
-    volume, source, target = SourceVolume(3, SIZE), memory(), memory()
-    volume.transaction(volume.scribble())
-    volume.publish(source)
-    steps: list[Copied] = []
-    away: list[ReplicatorError] = []
-
-    def told(copied: list[Copied], error: ReplicatorError | None) -> None:
-        steps.extend(copied)
-        away.extend([error] if error else [])
-
-    def more() -> None:
-        volume.transaction(volume.scribble())
-        volume.publish(source)
-
-    def half() -> None:
-        volume.begin()
-        volume.publish(source)
-
-    waiter = ManualWaiter(lambda: None, more, lambda: None, more, half, stop_after=8)
-    with archiver(Away(source, 2), target, waiter=waiter) as copying:
-        copying.follow(RENEW_S, told)
-    assert len(away) == 2, "told of each round in which the source was away"
-    assert not [row.error for row in steps if row.error and not isinstance(row.error, UnavailableError)]
-    assert sum(row.event_count for row in steps) >= volume.state.sequence
-    assert events(source, volume.uuid) == events(target, volume.uuid)
-    assert [each.sequence for each in source.registrations(volume.uuid)] == [volume.state.sequence]
 
 
 def test_what_a_broker_let_through_is_not_in_the_archive() -> None:
@@ -355,18 +338,6 @@ def test_a_stop_ends_a_round_between_two_transactions() -> None:
         assert copying.round() == [], "nothing is begun any more"
     with archiver(source, target) as copying:
         copying.round()
-    assert events(source, VOLUME) == events(target, VOLUME)
-
-
-def test_it_ends_where_the_source_is_away() -> None:
-    source, target, script = memory(), memory(), Script().create()
-    say(source, script)
-    away: list[ReplicatorError | None] = []
-    faulty = FaultyLog(source)
-    waiter = ManualWaiter(lambda: setattr(faulty, "is_away", True), stop_after=1)
-    with archiver(faulty, target, waiter=waiter) as copying:
-        copying.follow(RENEW_S, lambda _, error: away.append(error))
-    assert [type(each) for each in away] == [type(None), UnavailableError]
     assert events(source, VOLUME) == events(target, VOLUME)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -15,11 +16,16 @@ from uuid import UUID
 
 import pytest
 
-from replicator.errors import ConflictError, FormatError, ReplicatorError, UnavailableError
+from replicator.errors import ConflictError, FormatError, NoSpaceError, ReplicatorError, UnavailableError
 from replicator.events.bodies import TimelineStarted
 from replicator.events.state import StreamState
+from replicator.log.directory import DirectoryStore
+from replicator.log.errors import ForbiddenError
+from replicator.log.files import OsFiles
 from replicator.log.interface import Appended, Log, Registration, StreamReader
+from replicator.log.kafka_errors import DeniedError
 from replicator.log.object_log import ObjectLog, directory_log
+from replicator.log.s3_errors import AccessDeniedError
 from replicator.repository.archive import Copied
 from replicator.repository.archive_registration import RENEW_S
 from tests.support.archiving import RECEIVER, archiver
@@ -118,6 +124,77 @@ def test_an_archive_that_was_emptied_takes_its_word_back() -> None:
     assert places(source) == [(1, 0)]
 
 
+class Failing(FaultyLog):
+    """A source at which one operation, `name`, meets these errors before it is done."""
+
+    def __init__(self, log: Log, name: str, *errors: ReplicatorError) -> None:
+        super().__init__(log)
+        self._name, self._errors = name, list(errors)
+
+    def register(self, registration: Registration) -> None:
+        self._meet("register")
+        super().register(registration)
+
+    def registrations(self, volume: UUID) -> list[Registration]:
+        self._meet("registrations")
+        return super().registrations(volume)
+
+    def _meet(self, name: str) -> None:
+        if name == self._name and self._errors:
+            raise self._errors.pop(0)
+
+
+@pytest.mark.parametrize("name", ["register", "registrations"])
+def test_nothing_is_copied_before_it_is_held(name: str) -> None:
+    """The next round, however soon, asks again."""
+    source, target = memory(), memory()
+    script = spoken(4, source)
+    kept: list[int] = []
+    beats: list[int] = []
+    watched = Watched(target, lambda: kept.append(source.trim(VOLUME, 1, 8)))
+    failing = Failing(source, name, UnavailableError("away"))
+    with archiver(failing, watched, beat=lambda: beats.append(1)) as copying:
+        (row,) = copying.round()
+        assert beats, "a daemon is alive where many volumes are away, each for its time limit"
+        assert isinstance(row.error, UnavailableError) and "before it is held" in row.error.message and not kept
+        assert (row.timeline, row.event_count) == (1, 0) and row.error.mend and "--no-register" in row.error.mend
+        (row,) = copying.round()
+    assert row.error is None and row.unregistered is None and row.event_count == script.state.sequence
+    assert set(kept[:-1]) == {1}
+
+
+def test_an_emptied_archive_is_not_copied_into_before_its_word_is_taken_back() -> None:
+    """It is away while that is looked into."""
+    source = memory()
+    script = spoken(1, source)
+    with archiver(source, memory()) as copying:
+        copying.round()
+    said: list[list[tuple[int, int]]] = []
+    target = FaultyLog(Watched(memory(), lambda: said.append(places(source))), 1)
+    with archiver(source, target) as copying:
+        (row,) = copying.round()
+        assert isinstance(row.error, UnavailableError) and not said
+        (row,) = copying.round()
+    assert row.error is None and row.event_count == script.state.sequence
+    assert said[0] == [(1, script.state.sequence)] and all(each == [(1, 0)] for each in said[1:])
+
+
+def test_a_copy_that_goes_on_unheld_is_not_held_up_later() -> None:
+    source, target = memory(), memory()
+    script = spoken(1, source)
+    refused = ForbiddenError("not with this key")
+    failing = Failing(source, "register", refused, refused, UnavailableError("away"), refused)
+    waiter = ManualWaiter()
+    with archiver(failing, target, waiter=waiter) as copying:
+        for _ in range(2):
+            (row,) = copying.round()
+            assert row.error is None and row.unregistered is refused and row.sequence == script.state.sequence
+            say(source, script.transaction())
+            waiter.wait(RENEW_S)
+        (row,) = copying.round()
+    assert row.error is None and row.unregistered is None
+
+
 class Unread(FaultyLog):
     """A log whose streams can't be read."""
 
@@ -165,18 +242,44 @@ class Refusing(FaultyLog):
 
     asked = 0
 
+    def __init__(self, log: Log, kind: type[ReplicatorError] = ConflictError) -> None:
+        super().__init__(log)
+        self._kind = kind
+
     def register(self, registration: Registration) -> None:
         self.asked += 1
-        raise ConflictError(f"this key may not write {registration.receiver}", mend="use another key")
+        raise self._kind(f"this key may not write {registration.receiver}", mend="use another key")
 
 
-def test_a_refused_registration_is_told_and_the_copy_goes_on() -> None:
+@pytest.mark.parametrize("kind", [ConflictError, NoSpaceError, ForbiddenError, DeniedError, AccessDeniedError])
+def test_a_refused_registration_is_told_and_the_copy_goes_on(kind: type[ReplicatorError]) -> None:
     source, target = memory(), memory()
     script = spoken(2, source)
-    with archiver(Refusing(source), target) as copying:
+    with archiver(Refusing(source, kind), target) as copying:
         (row,) = copying.round()
     assert row.error is None and row.sequence == script.state.sequence
-    assert isinstance(row.unregistered, ConflictError) and str(RECEIVER) in row.unregistered.message
+    assert isinstance(row.unregistered, kind) and str(RECEIVER) in row.unregistered.message
+
+
+class ReadOnly(OsFiles):
+    """Files of which none may be made: `number` says why."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def open(self, path: str, flags: int) -> int:
+        if flags & os.O_CREAT:
+            raise OSError(self._number, os.strerror(self._number))
+        return super().open(path, flags)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS])
+def test_a_directory_that_may_only_be_read_is_archived(number: int, tmp_path: Path) -> None:
+    script, target = spoken(2, directory_log(tmp_path, create=True)), memory()
+    with archiver(ObjectLog(DirectoryStore(tmp_path, ReadOnly(number))), target) as copying:
+        (row,) = copying.round()
+    assert row.error is None and row.sequence == script.state.sequence
+    assert isinstance(row.unregistered, ForbiddenError) and os.strerror(number) in row.unregistered.message
 
 
 def test_a_source_that_refuses_is_not_asked_each_round() -> None:
@@ -188,26 +291,15 @@ def test_a_source_that_refuses_is_not_asked_each_round() -> None:
     assert refusing.asked == 3, "to hold and to tell at first, to tell in the last round"
 
 
-class Away(FaultyLog):
-    """A source whose registrations can't be written at first."""
-
-    refused = 0
-
-    def register(self, registration: Registration) -> None:
-        self.refused += 1
-        if self.refused <= 2:
-            raise UnavailableError("away")
-        super().register(registration)
-
-
 def test_a_word_that_is_taken_later_is_no_refusal_any_more() -> None:
     source, target = memory(), memory()
     script = spoken(1, source)
     told: list[Copied] = []
     waiter = ManualWaiter(lambda: say(source, script.transaction()), lambda: None, stop_after=3)
-    with archiver(Away(source), target, waiter=waiter) as copying:
+    refused = ForbiddenError("not with this key")
+    with archiver(Failing(source, "register", refused, refused), target, waiter=waiter) as copying:
         copying.follow(RENEW_S, lambda rows, _: told.extend(rows))
-    assert isinstance(told[0].unregistered, UnavailableError) and told[-1].unregistered is None
+    assert told[0].unregistered is refused and told[-1].unregistered is None
     assert places(source) == [(1, script.state.sequence)]
 
 
