@@ -224,7 +224,8 @@ class GroupPublisher:
         try:
             return act(self._context)
         finally:
-            self.members[uuid] = self.members[uuid].begun_anew()
+            if uuid in self.members:  # else it was deleted meanwhile
+                self.members[uuid] = self.members[uuid].begun_anew()
             self._settled = set()
 
     def join(self, members: Sequence[UUID]) -> None:

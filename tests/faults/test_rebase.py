@@ -10,10 +10,11 @@ from typing import cast
 
 import pytest
 
+from agent.context import Context
 from agent.cut import GroupPublisher
 from agent.decide import FencedError, LostEndError, PoolOlderError, TimelineOverError
 from agent.rebase import rebase_from_log, rebase_to_new_timeline
-from replicator.errors import ConflictError, UnavailableError
+from replicator.errors import ConflictError, NotFoundError, UnavailableError
 from replicator.events.beacon import Beacon
 from replicator.events.bodies import (
     TimelineEnded,
@@ -67,6 +68,20 @@ def test_a_rebase_from_the_log_takes_no_epoch_that_the_log_has_lost(tmp_path: Pa
     world.log.write_beacon(Beacon(VOLUME, 1, tail.epoch + 3, tail.sequence, tail.committed.number, tail.digest, 8, 9))
     rebase_from_log(context, VOLUME)
     assert world.log.reader(VOLUME, 1).tail().epoch == tail.epoch + 4
+
+
+def test_a_rebase_of_a_volume_that_left_the_group_meanwhile_fails_by_name(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.publish(1)
+    group = GroupPublisher(world.context, [VOLUME])
+    group.only({VOLUME})
+
+    def fail(of: Context) -> str:
+        raise NotFoundError(f"{of.host} has no such volume")
+
+    with pytest.raises(NotFoundError):
+        group.rebase(VOLUME, fail)
+    world.host.close()
 
 
 def test_a_rebase_from_the_log_aborts_what_is_open_and_fences_whoever_had_it(tmp_path: Path) -> None:
