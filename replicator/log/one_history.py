@@ -13,10 +13,15 @@ are that a broker let in, and would be skipped like them.
 
 from __future__ import annotations
 
+from itertools import islice
+
 from replicator.events.state import StreamState
 from replicator.events.stream_errors import OtherHistoryError
 from replicator.log.errors import LostEndError
 from replicator.log.interface import StreamReader
+
+NEAR_EVENTS = 64
+"""Looked through for the copy's last one: a fenced publisher's, which a broker let in, may stand before it."""
 
 
 def require_one_history(reader: StreamReader, tail: StreamState, state: StreamState, mend: str | None = None) -> None:
@@ -44,9 +49,14 @@ def require_last_event(reader: StreamReader, state: StreamState, mend: str | Non
     if start.sequence == state.sequence:
         _require_same(start.digest, state, mend)
     elif start.sequence < state.sequence:
-        found = next(iter(reader.read(state.sequence)), None)
-        if found is not None and found.header.sequence == state.sequence:
-            _require_same(found.digest, state, mend)
+        others = []
+        for event in islice(reader.read(state.sequence), NEAR_EVENTS):
+            if event.digest == state.digest:
+                return
+            if event.header.sequence == state.sequence:
+                others.append(event.digest)
+        if others:
+            _require_same(others[0], state, mend)
 
 
 def _require_same(digest: bytes, state: StreamState, mend: str | None) -> None:
