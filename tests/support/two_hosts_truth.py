@@ -206,6 +206,7 @@ class Truth:
             if body.transaction in self.began and body.transaction not in self.lost:
                 raise Violation(f"T4: transaction {body.number} is published twice from zero")
             self.began.add(body.transaction)
+            self.aborted.pop(body.transaction, None)
             self.lost.discard(body.transaction)
         elif isinstance(body, TransactionAborted):
             if not self.may_abort:
