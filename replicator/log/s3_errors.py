@@ -5,7 +5,7 @@ it was stands in its text: the server's <Code>, the HTTP status, and whether a c
 
     what                                 type                  may the object of a put stand?
     no connection, host not found        UnavailableError      no
-    401, 403, bad keys, a bad keys' file AccessDeniedError     no
+    401, 403, 405, bad keys or key file  AccessDeniedError     no
     no such bucket                       BucketMissingError    no
     the same, though it was there        UnavailableError      no
     a key that obstore takes for no path ForeignKeyError       no
@@ -106,7 +106,7 @@ def judged(text: str, what: str, place: str, *, was_there: bool = False) -> Fail
         mend = "make the bucket, or mend its name or the endpoint"
         kind = UnavailableError if was_there else BucketMissingError
         return Failure(kind(f"{place}: there is no such bucket{' any more' * was_there}", mend=mend), False)
-    if code in _DENIED_MENDS or status in ("401", "403"):
+    if code in _DENIED_MENDS or status in ("401", "403", "405"):
         return Failure(AccessDeniedError(told, mend=_DENIED_MENDS.get(code, _DENIED_MEND)), False)
     if code in _FULL or status == "507":
         return Failure(NoSpaceError(told, mend="make room in the bucket, raise its quota, or trim the log"), False)

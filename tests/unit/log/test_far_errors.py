@@ -39,6 +39,7 @@ def http(status: int, code: str) -> str:
         (http(403, "SignatureDoesNotMatch"), AccessDeniedError, False, "SignatureDoesNotMatch"),
         (http(403, "RequestTimeTooSkewed"), AccessDeniedError, False, "Skewed"),
         (HTTP.format(403, ""), AccessDeniedError, False, "403"),
+        (HTTP.format(405, ""), AccessDeniedError, False, "405"),
         (http(501, "NotImplemented"), UnsuitableStoreError, False, "If-None-Match"),
         (http(403, "QuotaExceeded"), AccessDeniedError, False, "Quota"),
         (http(507, "InsufficientStorage"), NoSpaceError, False, "Insufficient"),
