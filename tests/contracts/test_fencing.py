@@ -220,13 +220,19 @@ def test_a_rebase_that_fails_behind_its_epoch_is_no_other_publisher(hosts: Hosts
     assert alpha.publish() > 1
 
 
-def test_a_rebase_of_one_member_leaves_the_other_one_fenced(hosts: Hosts) -> None:
-    """Whatever it came to: who took the other one over isn't fenced by the way."""
+def group_of_two(hosts: Hosts) -> GroupPublisher:
+    """Alpha's volume and another one, cut together; both have been published."""
     alpha = hosts.alpha
     alpha.host.create("other", SIZE, uuid=OTHER, dev_id=40)
     alpha.worker.close()
     group = GroupPublisher(alpha.context, (VOLUME, OTHER), name="app")
     group.round()
+    return group
+
+
+def test_a_rebase_of_one_member_leaves_the_other_one_fenced(hosts: Hosts) -> None:
+    """Whatever it came to: who took the other one over isn't fenced by the way."""
+    alpha, group = hosts.alpha, group_of_two(hosts)
     GroupPublisher(hosts.copy("beta").context, (OTHER,)).round()
 
     def fail(of: Context) -> str:
@@ -244,11 +250,7 @@ def test_a_rebase_of_one_member_leaves_the_other_one_fenced(hosts: Hosts) -> Non
 
 def test_a_group_of_which_one_member_is_stale_fences_no_other_member(hosts: Hosts) -> None:
     """The other one's stream, which nothing was published to since, is behind neither pool."""
-    alpha = hosts.alpha
-    alpha.host.create("other", SIZE, uuid=OTHER, dev_id=40)
-    alpha.worker.close()
-    group = GroupPublisher(alpha.context, (VOLUME, OTHER), name="app")
-    group.round()
+    alpha, group = hosts.alpha, group_of_two(hosts)
     stale = hosts.copy("beta")
     alpha.host.write(0, b"newer" * 100)
     group.round()

@@ -167,7 +167,8 @@ class Disasters:
         self._explain("agent", "PoolOlderError")
 
     def _put_both_back(self) -> None:
-        world, (put_back, standing) = self._world, self._copies or ((lambda: None), {})
+        assert self._copies is not None, "it strikes behind its beginning"
+        world, (put_back, standing) = self._world, self._copies
         world.setting.late.clear()
         world.sources[0].rolled_back(self._images["both-put-back"][1])
         put_back()
